@@ -1,0 +1,286 @@
+"""What every analysis returns: labelled numbers with their error, chance level and origin."""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+from importlib import metadata
+from itertools import product
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from interp.analysis import storage, tables
+from interp.analysis.storage import write_whole
+
+if TYPE_CHECKING:
+    import plotly.graph_objects
+
+Label = str | int | float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """Values on named axes, with their standard error, their chance level and where they come from.
+
+    Args:
+        name: what was measured ("induction_score").
+        values: one float64 per combination of labels; read-only afterwards.
+        axes: the name of each dimension of `values`: "head", "score", "position", "measure", ...
+        labels: for every axis, one label per entry. A head is written "L1H3".
+        standard_error: of each value, in the shape of `values`; NaN where unknown.
+        chance: what chance would give; whatever broadcasts to the shape of `values`.
+        unit: "probability", "nats", ...; or one unit for each label of the axis "measure".
+        provenance: model, seed, number of sequences, variant, versions: whatever JSON can hold.
+
+    Raises:
+        ValueError: axes, labels and shapes disagree; the message names both sides.
+        TypeError: the provenance holds something that JSON cannot.
+
+    >>> labels = {"head": ("L1H0", "L1H1")}
+    >>> scores = Result("induction_score", np.array([0.02, 0.91]), ("head",), labels)
+    >>> scores.best()
+    'L1H1'
+    >>> float(scores.sel(head="L1H1"))
+    0.91
+    """
+
+    name: str
+    values: np.ndarray
+    axes: tuple[str, ...]
+    labels: Mapping[str, tuple[Label, ...]]
+    standard_error: np.ndarray | None = None
+    chance: np.ndarray | None = None
+    unit: str | Mapping[str, str] = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        axes = tuple(self.axes)
+        labels = {axis: tuple(map(_plain, names)) for axis, names in self.labels.items()}
+        if sorted(labels) != sorted(axes):
+            raise ValueError(f"{self.name}: the axes are {axes}, but labels name {tuple(labels)}")
+        for axis, names in labels.items():
+            if len(set(names)) != len(names):
+                raise ValueError(f"{self.name}: axis {axis!r} repeats a label: {names}")
+        measures = labels.get("measure", ())
+        if not isinstance(self.unit, str) and set(self.unit) != set(measures):
+            raise ValueError(
+                f"{self.name}: units are given for {tuple(self.unit)}, the measures are "
+                f"{measures}; give one unit for each, or one string for all"
+            )
+        shape = tuple(len(labels[axis]) for axis in axes)
+        frozen = {
+            "axes": axes,
+            "labels": MappingProxyType({axis: labels[axis] for axis in axes}),
+            "values": self._float64("values", self.values, shape),
+            "unit": self.unit if isinstance(self.unit, str) else MappingProxyType(dict(self.unit)),
+            "provenance": MappingProxyType(_json_copy(self.name, self.provenance)),
+        }
+        if self.standard_error is not None:
+            frozen["standard_error"] = self._float64("standard_error", self.standard_error, shape)
+        if self.chance is not None:
+            frozen["chance"] = self._float64("chance", self.chance, shape)
+        for attribute, value in frozen.items():
+            object.__setattr__(self, attribute, value)
+
+    def _float64(self, what: str, given: npt.ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+        array = np.array(given, dtype=np.float64)
+        if what == "chance":
+            with suppress(ValueError):  # the shapes are compared below
+                array = np.broadcast_to(array, shape).copy()
+        if array.shape != shape:
+            raise ValueError(f"{self.name}: {what} has shape {array.shape}, labels say {shape}")
+        array.setflags(write=False)
+        return array
+
+    @classmethod
+    def from_samples(
+        cls, name: str, samples: npt.ArrayLike, axes: tuple[str, ...], **details: Any
+    ) -> "Result":
+        """Mean and standard error over the first dimension of `samples`, which runs over sequences.
+
+        The standard error is the sample deviation (ddof = 1) over the root of the number of
+        sequences; of one sequence it is NaN, never 0. `details` are `labels`, `chance`, `unit` and
+        `provenance`, to which n_sequences is added.
+
+        >>> r = Result.from_samples("loss", [[1.0], [3.0]], ("head",), labels={"head": ("L0H0",)})
+        >>> float(r), float(r.standard_error[0]), r.provenance["n_sequences"]
+        (2.0, 1.0, 2)
+        """
+        array = np.asarray(samples, dtype=np.float64)
+        n = len(array) if array.ndim else 0
+        if array.ndim != len(axes) + 1 or n == 0:
+            raise ValueError(
+                f"{name}: samples have shape {array.shape}; expected one or more sequences x {axes}"
+            )
+        unknown = np.full(array.shape[1:], np.nan)
+        error = array.std(axis=0, ddof=1) / math.sqrt(n) if n > 1 else unknown
+        details["provenance"] = {**details.get("provenance", {}), "n_sequences": n}
+        return cls(name, array.mean(axis=0), axes, standard_error=error, **details)
+
+    def sel(self, **labels: Label | Iterable[Label]) -> "Result":
+        """The part with these labels: one label drops its axis, several labels keep it.
+
+        A label for every axis leaves no axis: `float(scores.sel(score="induction", head="L1H3"))`.
+
+        Raises:
+            KeyError: no such axis or label; the message lists those there are.
+        """
+        part = self
+        for axis, wanted in labels.items():
+            if isinstance(wanted, str | int | float | np.generic):
+                part = part._along(axis, [wanted], keep=False)
+            else:
+                part = part._along(axis, wanted, keep=True)
+        return part
+
+    def _along(self, axis: str, wanted: Iterable[Any], keep: bool) -> "Result":
+        if axis not in self.axes:
+            raise KeyError(f"{self.name} has no axis {axis!r}; its axes are {self.axes}")
+        chosen = [_plain(label) for label in wanted]
+        there = self.labels[axis]
+        for label in chosen:
+            if label not in there:
+                raise KeyError(f"{self.name} has no {axis} {label!r}; there are {_listed(there)}")
+        labels = {name: names for name, names in self.labels.items() if name != axis or keep}
+        if keep:
+            labels[axis] = tuple(chosen)
+        unit = self.unit
+        if axis == "measure" and not isinstance(unit, str):
+            unit = {str(label): unit[str(label)] for label in chosen}
+            unit = unit if keep else unit[str(chosen[0])]
+        rows = [there.index(label) for label in chosen]
+
+        def cut(array: np.ndarray) -> np.ndarray:
+            return np.take(array, rows if keep else rows[0], axis=self.axes.index(axis))
+
+        return replace(
+            self,
+            values=cut(self.values),
+            axes=tuple(name for name in self.axes if name in labels),
+            labels=labels,
+            standard_error=None if self.standard_error is None else cut(self.standard_error),
+            chance=None if self.chance is None else cut(self.chance),
+            unit=unit,
+        )
+
+    def best(self) -> Any:
+        """The label with the highest value: `scores.sel(score="induction").best()` is "L1H3".
+
+        With several axes, a tuple of labels in their order. NaN never wins.
+        Raises ValueError when there is no number, or no axis, to choose from.
+        """
+        if not self.axes or np.isnan(self.values).all():
+            raise ValueError(
+                f"{self.name} has no highest value among {self.values.size} on {self.axes}"
+            )
+        where = np.unravel_index(np.nanargmax(self.values), self.values.shape)
+        names = tuple(self.labels[axis][i] for axis, i in zip(self.axes, where, strict=True))
+        return names[0] if len(names) == 1 else names
+
+    def to_frame(self) -> pd.DataFrame:
+        """Tidy table, a row per value: its labels, then value, standard_error, chance and unit."""
+        frame = pd.DataFrame(list(product(*self.labels.values())), columns=list(self.axes))
+        for column in ("value", "standard_error", "chance"):
+            array = getattr(self, "values" if column == "value" else column)
+            frame[column] = np.full(self.values.size, np.nan) if array is None else array.ravel()
+        unit = self.unit
+        frame["unit"] = unit if isinstance(unit, str) else [unit[m] for m in frame["measure"]]
+        return frame
+
+    def plot(self) -> "plotly.graph_objects.Figure":
+        """A figure to suit the axes: a curve over "position", a heatmap of "head", "measure" bars.
+
+        Raises:
+            ValueError: the result has none of these axes.
+        """
+        from interp.plots import figure
+
+        return figure(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one JSON file, whole or not at all, from which `load` gives back every bit."""
+        write_whole(path, storage.to_json(self._fields()))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Result":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is no saved Result, is damaged, or comes from a newer version.
+        """
+        try:
+            return cls(**storage.from_json(Path(path).read_text(encoding="utf-8")))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{os.fspath(path)} is not a saved Result: {error}") from error
+
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The read-only mappings cannot be pickled: copies travel as JSON.
+        return _from_json, (storage.to_json(self._fields()),)
+
+    def __float__(self) -> float:
+        if self.values.size != 1:
+            raise TypeError(f"{self.name} holds {self.values.size} values; choose one with sel()")
+        return float(self.values.item())
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.values, dtype=dtype, copy=copy)
+
+    def __repr__(self) -> str:
+        origin = ", ".join(f"{key} {value}" for key, value in self.provenance.items())
+        return "\n".join(filter(None, (self._title(), self._table().to_string(), origin)))
+
+    def _repr_html_(self) -> str:
+        return tables.as_html(self._title(), self._table(), self.provenance)
+
+    def _title(self) -> str:
+        sizes = " x ".join(f"{len(names)} {axis}" for axis, names in self.labels.items())
+        unit = f" [{self.unit}]" if self.unit and isinstance(self.unit, str) else ""
+        return f"{self.name}{unit}" + (f", {sizes}" if sizes else "")
+
+    def _table(self) -> pd.DataFrame:
+        return tables.grid(self.to_frame(), self.axes)
+
+
+def _from_json(text: str) -> Result:
+    return Result(**storage.from_json(text))
+
+
+def versions() -> dict[str, str]:
+    """The versions that a provenance names: Python, interp, PyTorch and TransformerLens."""
+    found = {"python": platform.python_version()}
+    for package in ("interp", "torch", "transformer_lens"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _plain(label: Any) -> Label:
+    plain = label.item() if isinstance(label, np.generic) else label
+    if not isinstance(plain, str | int | float):
+        raise TypeError(f"a label must be a string or a number, not {label!r}")
+    return plain
+
+
+def _json_copy(name: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return json.loads(json.dumps(dict(provenance), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: the provenance is more than numbers and text: {error}") from error
+
+
+def _listed(names: Sequence[Label]) -> str:
+    return ", ".join(map(repr, names[:16])) + (", ..." if len(names) > 16 else "")

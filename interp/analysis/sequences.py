@@ -1,0 +1,116 @@
+"""Synthetic probes: token sequences made from a seed, on which a head's behaviour shows itself."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class RepeatedTokens:
+    """`[BOS] + r + r + ...`, r being `n` random tokens: the second copy can be told from the first.
+
+    Attributes:
+        tokens: the sequences, on the CPU. Position 0 is BOS where there is one.
+        n: length of one copy.
+        copies: how often r stands in each sequence.
+        start: position of the first copy: 1 after a BOS, else 0.
+        seed: what `tokens` were drawn from.
+        with_replacement: whether r may repeat a token, as it must where there are fewer than n.
+    """
+
+    tokens: Int64[Tensor, "batch pos"]
+    n: int
+    copies: int
+    start: int
+    seed: int
+    with_replacement: bool
+
+    def positions(self, copy: int) -> range:
+        """The positions of copy number `copy`, counted from 0.
+
+        >>> repeated_tokens(5, d_vocab=100, bos=0).positions(1)
+        range(6, 11)
+        """
+        if not 0 <= copy < self.copies:
+            raise ValueError(f"copy={copy}: the sequence has copies 0 to {self.copies - 1}")
+        first = self.start + copy * self.n
+        return range(first, first + self.n)
+
+
+def repeated_tokens(
+    n: int = 50,
+    *,
+    d_vocab: int,
+    bos: int | None = None,
+    exclude: Iterable[int] = (),
+    copies: int = 2,
+    n_sequences: int = 50,
+    n_ctx: int | None = None,
+    seed: int = 0,
+) -> RepeatedTokens:
+    """Sequences `[BOS] + r + r`, where r is n random tokens: what does a model do with a repeat?
+
+    The tokens of one r are distinct, so that each token of the second copy has exactly one earlier
+    occurrence. Only where n exceeds the number of tokens to draw from are they drawn with
+    replacement, and `with_replacement` says so. A seed gives the same tokens whatever the device
+    and the global random state, which is left alone; fewer sequences are a prefix of more.
+
+    Args:
+        n: length of r.
+        d_vocab: tokens are drawn from 0 to d_vocab - 1.
+        bos: put before the first copy, and never drawn; None for a model without one.
+        exclude: never drawn either: special tokens, tokens too common or too rare.
+        copies: how often r stands in the sequence.
+        n_sequences: how many sequences to make.
+        n_ctx: the model's longest context, where it has one.
+        seed: every choice comes from it.
+
+    Raises:
+        ValueError: a number below its bound, a BOS outside the vocabulary, fewer than two tokens
+            to draw from, or sequences longer than n_ctx.
+
+    Source: Olsson et al., In-context Learning and Induction Heads (2022).
+
+    >>> probe = repeated_tokens(3, d_vocab=50, bos=0, n_sequences=2)
+    >>> probe.tokens.shape, bool((probe.tokens[:, 1:4] == probe.tokens[:, 4:]).all())
+    (torch.Size([2, 7]), True)
+    """
+    for name, value, bound in (("n", n, 2), ("copies", copies, 2), ("n_sequences", n_sequences, 1)):
+        if value < bound:
+            raise ValueError(f"{name}={value} is too small; it must be at least {bound}")
+    if bos is not None and not 0 <= bos < d_vocab:
+        raise ValueError(f"bos={bos} is not one of the {d_vocab} tokens 0 to {d_vocab - 1}")
+    start = 0 if bos is None else 1
+    length = start + copies * n
+    if n_ctx is not None and length > n_ctx:
+        raise ValueError(
+            f"{copies} copies of n={n} tokens{' and BOS' * start} make {length} positions, over "
+            f"n_ctx={n_ctx}; choose n of at most {(n_ctx - start) // copies}"
+        )
+    never = {*exclude, *([] if bos is None else [bos])}
+    allowed = torch.tensor(
+        [token for token in range(d_vocab) if token not in never], dtype=torch.int64, device="cpu"
+    )
+    if len(allowed) < 2:
+        raise ValueError(
+            f"{len(allowed)} of d_vocab={d_vocab} tokens are left to draw from, two are needed; "
+            "exclude fewer"
+        )
+    with_replacement = n > len(allowed)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    once = [_draw(allowed, n, with_replacement, generator) for _ in range(n_sequences)]
+    tokens = torch.stack(once).repeat(1, copies)
+    if bos is not None:
+        tokens = torch.cat([torch.full((n_sequences, 1), bos, device="cpu"), tokens], dim=1)
+    return RepeatedTokens(tokens, n, copies, start, seed, with_replacement)
+
+
+def _draw(
+    allowed: Int64[Tensor, " vocab"], n: int, with_replacement: bool, generator: torch.Generator
+) -> Int64[Tensor, " pos"]:
+    if with_replacement:
+        return allowed[torch.randint(len(allowed), (n,), generator=generator, device="cpu")]
+    return allowed[torch.randperm(len(allowed), generator=generator, device="cpu")[:n]]

@@ -1,0 +1,164 @@
+"""Multi-head attention: queries, keys and values, optional key smearing, optional rotary positions."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from interp.models import kernels
+from interp.models.config import Attention as AttentionSpec
+from interp.models.hooks import HookPoint
+from interp.models.kernels import Visibility
+from interp.models.shapes import Heads, KeyMask, Results, Stream
+
+
+class Rotary(nn.Module):
+    """Rotary positions (Su et al. 2021): channel i turns with channel i + d_head / 2, by an angle that grows with
+    the position, so that a score depends on the distance only."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, n_ctx: int, d_head: int, base: float):
+        super().__init__()
+        rate = base ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
+        angle = (torch.arange(n_ctx, dtype=torch.float64)[:, None] * rate).repeat(1, 2)[:, None, :]
+        dtype = torch.get_default_dtype()
+        self.register_buffer("cos", angle.cos().to(dtype), persistent=False)
+        self.register_buffer("sin", angle.sin().to(dtype), persistent=False)
+
+    def forward(self, x: Heads) -> Heads:
+        first, second = x.chunk(2, dim=-1)
+        turned = torch.cat([-second, first], dim=-1)
+        n_pos = x.shape[1]
+        return x * self.cos[:n_pos] + turned * self.sin[:n_pos]
+
+
+def smear_keys(k: Heads, share: Float[Tensor, " head"], key_mask: KeyMask | None) -> Heads:
+    """k'_j = share k_j + (1 - share) k_{j-1} (Olsson et al. 2022, argument 2).
+
+    The first key, and a key after a padding position, has no predecessor and stays as it is.
+    """
+    previous = torch.cat([k[:, :1], k[:, :-1]], dim=1)
+    if key_mask is not None:
+        real = torch.cat([key_mask[:, :1], key_mask[:, :-1]], dim=1)[..., None, None]
+        previous = torch.where(real, previous, k)
+    share = share[:, None]
+    return share * k + (1 - share) * previous
+
+
+class Attention(nn.Module):
+    """z = softmax(q kᵀ / √d_head) v per head, and the heads' z through W_O added up.
+
+    Weights are TransformerLens's: `W_Q W_K W_V [head d_model d_head]`, `W_O [head d_head d_model]`, and `smear
+    [head]`, the mixing weight α before the sigmoid. With no output map W_O is a fixed identity. The layer runs the
+    fused kernel; `hook_attn_scores` and `hook_pattern` [batch head query key], `hook_result` [batch pos head d_model]
+    and `hook_log_sum_exp` [batch query head] are computed only when listened to. `hook_log_sum_exp` is for reading:
+    what a hook returns there changes nothing.
+    """
+
+    W_O: Tensor
+
+    def __init__(
+        self, d_model: int, spec: AttentionSpec, rotary: Rotary | None = None, dropout: float = 0.0
+    ):
+        super().__init__()
+        heads, width = spec.n_heads, spec.d_head
+        self.scale, self.causal, self.dropout = width**-0.5, spec.causal, dropout
+        self.has_output_map, self.rotary = spec.output, rotary
+        for name in "QKV":
+            self.register_parameter(f"W_{name}", nn.Parameter(torch.empty(heads, d_model, width)))
+            bias = nn.Parameter(torch.zeros(heads, width)) if spec.bias else None
+            self.register_parameter(f"b_{name}", bias)
+        if spec.output:
+            self.W_O = nn.Parameter(torch.empty(heads, width, d_model))
+        else:
+            identity = torch.eye(d_model).reshape(heads, width, d_model)
+            self.register_buffer("W_O", identity, persistent=False)
+        output_bias = nn.Parameter(torch.zeros(d_model)) if spec.bias and spec.output else None
+        self.register_parameter("b_O", output_bias)
+        self.register_parameter("smear", nn.Parameter(torch.zeros(heads)) if spec.smear else None)
+        for hook in ["q", "k", "v", "z", "result"]:
+            setattr(self, f"hook_{hook}", HookPoint(pos_dim=-3))
+        for hook in ["attn_scores", "pattern", "log_sum_exp"]:
+            setattr(self, f"hook_{hook}", HookPoint())
+        if spec.smear:
+            self.hook_smeared_k = HookPoint(pos_dim=-3)
+        if rotary is not None:
+            self.hook_rot_q, self.hook_rot_k = HookPoint(pos_dim=-3), HookPoint(pos_dim=-3)
+
+    @property
+    def query_hook(self) -> str:
+        """The hook point with the queries as they meet the keys."""
+        return "hook_q" if self.rotary is None else "hook_rot_q"
+
+    @property
+    def key_hook(self) -> str:
+        """The hook point with the keys as they meet the queries, after smearing and rotation."""
+        if self.rotary is not None:
+            return "hook_rot_k"
+        return "hook_k" if self.smear is None else "hook_smeared_k"
+
+    def forward(
+        self, x: Stream, positions: Stream | None = None, key_mask: KeyMask | None = None
+    ) -> Stream:
+        x_qk = x if positions is None else x + positions
+        q = self.hook_q(_project(x_qk, self.W_Q, self.b_Q))
+        k = self.hook_k(_project(x_qk, self.W_K, self.b_K))
+        v = self.hook_v(_project(x, self.W_V, self.b_V))
+        q, k = self._place(q, k, key_mask)
+        return self._write(self.hook_z(self._attend(q, k, v, Visibility(self.causal, key_mask))))
+
+    def _place(self, q: Heads, k: Heads, key_mask: KeyMask | None) -> tuple[Heads, Heads]:
+        if self.smear is not None:
+            k = self.hook_smeared_k(smear_keys(k, self.smear.sigmoid(), key_mask))
+        if self.rotary is not None:
+            q, k = self.hook_rot_q(self.rotary(q)), self.hook_rot_k(self.rotary(k))
+        return q, k
+
+    def _attend(self, q: Heads, k: Heads, v: Heads, visibility: Visibility) -> Heads:
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        dropout = self.dropout if self.training else 0.0
+        if self.hook_attn_scores.is_listened_to() or self.hook_pattern.is_listened_to():
+            z = self._spelled_out(q, k, v, visibility, dropout)
+        elif self.hook_log_sum_exp.is_listened_to():
+            z, lse = kernels.fused_with_log_sum_exp(q, k, v, visibility, self.scale)
+            self.hook_log_sum_exp(lse.transpose(1, 2))
+        else:
+            z = kernels.fused(q, k, v, visibility, self.scale, dropout)
+        return z.transpose(1, 2)
+
+    def _spelled_out(
+        self,
+        q: kernels.HeadFirst,
+        k: kernels.KeysFirst,
+        v: kernels.KeysFirst,
+        visibility: Visibility,
+        dropout: float,
+    ) -> kernels.HeadFirst:
+        scores = self.hook_attn_scores(kernels.masked_scores(q, k, visibility, self.scale))
+        if self.hook_log_sum_exp.is_listened_to():
+            self.hook_log_sum_exp(scores.logsumexp(-1).transpose(1, 2))
+        pattern = self.hook_pattern(kernels.pattern_of(scores))
+        return F.dropout(pattern, dropout) @ v
+
+    def _write(self, z: Heads) -> Stream:
+        if self.hook_result.is_listened_to():
+            out = self.hook_result(self.results(z)).sum(dim=2)
+            return out if self.b_O is None else out + self.b_O
+        if not self.has_output_map:
+            return z.flatten(2)
+        return F.linear(z.flatten(2), self.W_O.flatten(0, 1).T, self.b_O)
+
+    def results(self, z: Heads) -> Results:
+        """What each head writes to the stream, without b_O."""
+        return torch.einsum("bphd,hdm->bphm", z, self.W_O)
+
+
+def _project(
+    x: Stream, weight: Float[Tensor, "head d_model d_head"], bias: Float[Tensor, "head d_head"] | None
+) -> Heads:
+    # One matrix product for all heads; einsum would loop over them.
+    flat = weight.transpose(1, 2).flatten(0, 1)
+    out = F.linear(x, flat, None if bias is None else bias.flatten())
+    return out.unflatten(-1, weight.shape[::2])

@@ -1,0 +1,197 @@
+"""TransformerLens's ActivationCache, for models in which some layers are convolutions."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens import ActivationCache as _ActivationCache
+from transformer_lens.utilities import Slice
+
+Stack = Float[Tensor, "component *batch_and_pos d_model"]
+
+
+class ActivationCache(_ActivationCache):
+    """What `run_with_cache` returns. The decompositions count a conv layer like any other.
+
+    A conv layer is one component, `0_conv_out`, of `decompose_resid`, and one per lag, `0_conv_lag1`, of
+    `get_full_resid_decomposition`. Components add up to the stream that they decompose, and `logit_attrs` of them
+    plus `model.logit_bias` to the logits: the last norm's gain is in the attributions, its offset in the bias.
+
+    Raises:
+        ValueError: from every decomposition, where the model has no residual stream to decompose or its norms
+            stand on the stream itself.
+    """
+
+    def apply_slice_to_batch_dim(self, batch_slice: Any) -> "ActivationCache":
+        sliced = super().apply_slice_to_batch_dim(batch_slice)
+        return ActivationCache(sliced.cache_dict, self.model, has_batch_dim=sliced.has_batch_dim)
+
+    def decompose_resid(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        mode: str = "all",
+        apply_ln: bool = False,
+        pos_slice: Any = None,
+        incl_embeds: bool = True,
+        return_labels: bool = False,
+    ) -> Any:
+        """TransformerLens's `decompose_resid`: the embeddings and each layer's output, up to a layer's input.
+
+        `mode` is "all", "attn", "mlp" or, ours, "conv".
+        """
+        self._refuse_without_stream()
+        layer = self._layer(layer)
+        parts = dict(self._embeddings()) if incl_embeds else {}
+        parts |= dict(self._sublayers(layer, mlp_input, mode))
+        stack = self._stack(list(parts.values()), pos_slice)
+        if apply_ln:
+            stack = self.apply_ln_to_stack(stack, layer, mlp_input=mlp_input, pos_slice=pos_slice)
+        return (stack, list(parts)) if return_labels else stack
+
+    def accumulated_resid(
+        self, layer: int | None = None, incl_mid: bool = False, *args: Any, **kwargs: Any
+    ) -> Any:
+        """TransformerLens's `accumulated_resid`; `incl_mid` needs an MLP in every block."""
+        self._refuse_without_stream()
+        if incl_mid and any(block.mlp is None for block in self.model.blocks):
+            raise ValueError("incl_mid: some block has no MLP, so it has no stream in its middle; leave incl_mid False")
+        return super().accumulated_resid(layer, incl_mid, *args, **kwargs)
+
+    def stack_head_results(
+        self,
+        layer: int | None = -1,
+        return_labels: bool = False,
+        incl_remainder: bool = False,
+        pos_slice: Any = None,
+        apply_ln: bool = False,
+    ) -> Any:
+        """TransformerLens's `stack_head_results`: what each head wrote, labelled L1H3, up to a layer's input."""
+        self._refuse_without_stream()
+        layer = self._layer(layer)
+        parts = dict(self._head_results(layer))
+        stack = self._stack(list(parts.values()), pos_slice)
+        labels = list(parts)
+        if incl_remainder:
+            end = Slice.unwrap(pos_slice).apply(self._stream_before(layer), dim=-2)
+            stack = torch.cat([stack, (end - stack.sum(0))[None]])
+            labels.append("remainder")
+        if apply_ln:
+            stack = self.apply_ln_to_stack(stack, layer, pos_slice=pos_slice)
+        return (stack, labels) if return_labels else stack
+
+    def get_full_resid_decomposition(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        expand_neurons: bool = True,
+        apply_ln: bool = False,
+        pos_slice: Any = None,
+        return_labels: bool = False,
+        project_output_onto: Tensor | None = None,
+    ) -> Any:
+        """TransformerLens's decomposition into heads, neurons, embeddings and biases, conv lags added.
+
+        The order is heads, conv lags, neurons (or MLP layers), embeddings, and one row with every bias.
+        """
+        self._refuse_without_stream()
+        layer = self._layer(layer)
+        parts = dict(self._head_results(layer + mlp_input)) | dict(self._conv_lags(layer + mlp_input))
+        parts |= dict(self._neurons(layer)) if expand_neurons else dict(self._sublayers(layer, False, "mlp"))
+        parts |= dict(self._embeddings())
+        bias = self.model.accumulated_bias(layer, mlp_input, include_mlp_biases=expand_neurons)
+        parts["bias"] = bias.expand_as(self["hook_embed"])
+        stack = self._stack(list(parts.values()), pos_slice)
+        if apply_ln:
+            stack = self.apply_ln_to_stack(stack, layer, mlp_input=mlp_input, pos_slice=pos_slice)
+        if project_output_onto is not None:
+            stack = stack @ project_output_onto
+        return (stack, list(parts)) if return_labels else stack
+
+    def logit_attrs(self, *args: Any, **kwargs: Any) -> Any:
+        """TransformerLens's `logit_attrs`; add `model.logit_bias(tokens)` to their sum to get the logits."""
+        self._refuse_without_stream()
+        return super().logit_attrs(*args, **kwargs)
+
+    def apply_ln_to_stack(self, *args: Any, **kwargs: Any) -> Any:
+        """TransformerLens's `apply_ln_to_stack`: centring and the cached scale, without gain and offset."""
+        self._refuse_without_stream()
+        return super().apply_ln_to_stack(*args, **kwargs)
+
+    def compute_head_results(self) -> None:
+        """Cache `hook_result` of every attention layer that has only `hook_z`."""
+        for layer in self.model.attention_layers:
+            name = f"blocks.{layer}.attn.hook_result"
+            if name not in self.cache_dict:
+                z = self[f"blocks.{layer}.attn.hook_z"]
+                results = torch.einsum("...hd,hdm->...hm", z, self.model.attn(layer).W_O)
+                self.cache_dict[name] = results
+
+    def _refuse_without_stream(self) -> None:
+        config = self.model.config
+        if not config.residual:
+            raise ValueError(
+                "this model has no residual stream: each layer replaces the one before, so its activations are not "
+                "a sum of components. Read them from the cache by name instead"
+            )
+        if config.norm_place == "post":
+            raise ValueError(
+                "this model normalises the residual stream itself after every layer (post-norm), so the stream is "
+                "not a sum of components. Use a pre-norm model, or read activations from the cache by name"
+            )
+
+    def _layer(self, layer: int | None) -> int:
+        n_layers = len(self.model.blocks)
+        layer = n_layers if layer in (None, -1) else layer
+        if not 0 <= layer <= n_layers:
+            raise ValueError(f"layer is {layer}, but must be 0 to {n_layers}, where {n_layers} (or -1) is the end")
+        return layer
+
+    def _stack(self, parts: list[Tensor], pos_slice: Any) -> Stack:
+        if not parts:
+            parts = [torch.empty(0, *self["hook_embed"].shape).to(self["hook_embed"])]
+            return Slice.unwrap(pos_slice).apply(parts[0], dim=-2)
+        return Slice.unwrap(pos_slice).apply(torch.stack(parts), dim=-2)
+
+    def _stream_before(self, layer: int) -> Tensor:
+        if layer == len(self.model.blocks):
+            return self[f"blocks.{layer - 1}.hook_resid_post"]
+        return self[f"blocks.{layer}.hook_resid_pre"]
+
+    def _embeddings(self) -> Iterator[tuple[str, Tensor]]:
+        yield "embed", self["hook_embed"]
+        # Shortformer positions reach queries and keys only; they are no part of the stream.
+        if self.has_pos_embed and self.model.positions_enter_stream:
+            yield "pos_embed", self["hook_pos_embed"]
+
+    def _sublayers(self, layer: int, mlp_input: bool, mode: str) -> Iterator[tuple[str, Tensor]]:
+        if mode not in ("all", "attn", "conv", "mlp"):
+            raise ValueError(f"mode is {mode!r}; choose one of all, attn, conv, mlp")
+        for index, block in enumerate(self.model.blocks[: layer + mlp_input]):
+            mixer = "attn" if hasattr(block, "attn") else "conv"
+            if mode in ("all", mixer):
+                yield f"{index}_{mixer}_out", self[f"blocks.{index}.hook_{mixer}_out"]
+            if mode in ("all", "mlp") and block.mlp is not None and index < layer:
+                yield f"{index}_mlp_out", self[f"blocks.{index}.hook_mlp_out"]
+
+    def _head_results(self, layer: int) -> Iterator[tuple[str, Tensor]]:
+        self.compute_head_results()
+        for index in (i for i in self.model.attention_layers if i < layer):
+            results = self[f"blocks.{index}.attn.hook_result"]
+            for head in range(results.shape[-2]):
+                yield f"L{index}H{head}", results[..., head, :]
+
+    def _conv_lags(self, layer: int) -> Iterator[tuple[str, Tensor]]:
+        for index in (i for i in self.model.conv_layers if i < layer):
+            terms = self[f"blocks.{index}.conv.hook_lags"]
+            for lag in range(terms.shape[-3]):
+                yield f"{index}_conv_lag{lag}", terms[..., lag, :, :]
+
+    def _neurons(self, layer: int) -> Iterator[tuple[str, Tensor]]:
+        for index, block in enumerate(self.model.blocks[:layer]):
+            if block.mlp is not None:
+                post = self[f"blocks.{index}.mlp.hook_post"]
+                for neuron, row in enumerate(block.mlp.W_out):
+                    yield f"L{index}N{neuron}", post[..., neuron, None] * row

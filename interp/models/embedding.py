@@ -1,0 +1,83 @@
+"""Tokens into the stream, positions, and the stream back into logits."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from interp.models.shapes import Logits, Positions, Stream, Tokens
+
+
+class Embed(nn.Module):
+    """One vector per token: `W_E [vocab d_model]`."""
+
+    def __init__(self, d_vocab: int, d_model: int):
+        super().__init__()
+        self.W_E = nn.Parameter(torch.empty(d_vocab, d_model))
+
+    def forward(self, tokens: Tokens) -> Stream:
+        return F.embedding(tokens, self.W_E)
+
+
+class LearnedPositions(nn.Module):
+    """One trained vector per position: `W_pos [n_ctx d_model]`."""
+
+    def __init__(self, n_ctx: int, d_model: int):
+        super().__init__()
+        self.W_pos = nn.Parameter(torch.empty(n_ctx, d_model))
+
+    def forward(self, n_pos: int) -> Positions:
+        return self.W_pos[:n_pos]
+
+
+class SinusoidalPositions(nn.Module):
+    """Fixed sines and cosines of geometric wavelengths (Vaswani et al. 2017, section 3.5)."""
+
+    W_pos: Tensor
+
+    def __init__(self, n_ctx: int, d_model: int):
+        super().__init__()
+        self.register_buffer("W_pos", sinusoids(n_ctx, d_model), persistent=False)
+
+    def forward(self, n_pos: int) -> Positions:
+        return self.W_pos[:n_pos]
+
+
+def sinusoids(n_ctx: int, d_model: int) -> Positions:
+    """sin(t / 10000^(2i/d)) in the even channels, the cosine in the odd ones."""
+    channel = torch.arange(0, d_model, 2, dtype=torch.float64)
+    rate = torch.exp(-math.log(10_000.0) * channel / d_model)
+    angle = torch.arange(n_ctx, dtype=torch.float64)[:, None] * rate
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).to(torch.get_default_dtype())
+
+
+class Unembed(nn.Module):
+    """The stream to logits: `W_U [d_model vocab]`, `b_U [vocab]`."""
+
+    def __init__(self, d_model: int, d_vocab: int, bias: bool):
+        super().__init__()
+        self.W_U = nn.Parameter(torch.empty(d_model, d_vocab))
+        self.register_parameter("b_U", nn.Parameter(torch.zeros(d_vocab)) if bias else None)
+
+    def forward(self, x: Stream) -> Logits:
+        return F.linear(x, self.W_U.T, self.b_U)
+
+
+class TiedUnembed(nn.Module):
+    """The embedding read backwards. W_U is a property, so no tensor is stored or saved twice."""
+
+    def __init__(self, embed: Embed, bias: bool):
+        super().__init__()
+        self._embed = (embed,)  # in a tuple, so that PyTorch does not register it a second time
+        d_vocab = embed.W_E.shape[0]
+        self.register_parameter("b_U", nn.Parameter(torch.zeros(d_vocab)) if bias else None)
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model vocab"]:
+        """The transposed embedding."""
+        return self._embed[0].W_E.T
+
+    def forward(self, x: Stream) -> Logits:
+        return F.linear(x, self._embed[0].W_E, self.b_U)

@@ -1,0 +1,37 @@
+"""Hook points that a compiled model cannot skip in silence."""
+
+import difflib
+from collections.abc import Iterable
+
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint as _HookPoint
+
+
+class HookPoint(_HookPoint):
+    """TransformerLens's HookPoint, safe under `torch.compile`.
+
+    Dynamo does not guard on a module's hooks, so a bare HookPoint inside a compiled graph stays
+    silent when a hook is attached after compilation. Reading the two lists here makes it guard on
+    them: attaching or removing a hook recompiles the graph.
+
+    `pos_dim` is the axis of the token positions, counted from the end, where `pos_slice` cuts.
+    """
+
+    def __init__(self, pos_dim: int = -2):
+        super().__init__()
+        self.pos_dim = pos_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The identity; PyTorch runs the attached hooks around it."""
+        self.is_listened_to()  # read for dynamo's sake: this is what installs the guard
+        return x
+
+    def is_listened_to(self) -> bool:
+        """Whether any hook is attached, so that what it hears has to be computed."""
+        return bool(self.fwd_hooks or self.bwd_hooks)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint for an error message: the names most like this one, or nothing."""
+    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
+    return f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""

@@ -1,0 +1,189 @@
+"""Saving, loading and sharing: config.json, model.safetensors, the tokenizer and a model card, strictly read.
+
+Pickle is never read. A name is looked up among the bundled checkpoints, then as a directory, then on the hub.
+"""
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from interp.models.config import ModelConfig
+from interp.models.hooks import nearest
+
+CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+def bundled() -> dict[str, Path]:
+    """The checkpoints that ship with the package, by name."""
+    root = Path(str(resources.files("interp"))) / "checkpoints"
+    return {path.parent.name: path.parent for path in sorted(root.glob(f"*/{CONFIG}"))}
+
+
+class HubMixin(PyTorchModelHubMixin, library_name="interp", tags=["mechanistic-interpretability"]):
+    """huggingface_hub's mixin with a strict save and load; `push_to_hub` is its own."""
+
+    architectures: ClassVar[dict[str, type["HubMixin"]]] = {}
+    config: ModelConfig
+    tokenizer: Any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        HubMixin.architectures[cls.__name__] = cls
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, *, seed: int = 0, tokenizer: Any = None) -> Self:
+        """A fresh model of this class for any config, its preset's defaults ignored."""
+        from interp.models.sequence import HookedSequenceModel
+
+        model = cls.__new__(cls)
+        HookedSequenceModel.__init__(cast(Any, model), config, seed=seed, tokenizer=tokenizer)
+        return model
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        config = {"architecture": type(self).__name__, **self.config.to_dict()}
+        (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        state = {name: tensor.contiguous() for name, tensor in cast(Any, self).state_dict().items()}
+        save_file(state, save_directory / WEIGHTS, metadata={"format": "pt"})
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """A card that says what the model is and how to load it. A recipe's card says how it was trained, too."""
+        data = ModelCardData(library_name="interp", license="mit", tags=["mechanistic-interpretability"])
+        layers = "\n".join(f"- layer {i}: `{layer}`" for i, layer in enumerate(self.config.layers))
+        text = (
+            f"---\n{data.to_yaml()}\n---\n\n# {type(self).__name__}\n\n"
+            f"{sum(p.numel() for p in cast(Any, self).parameters()):,} parameters, vocabulary {self.config.d_vocab:,}, "
+            f"context {self.config.n_ctx}, width {self.config.d_model}.\n\n{layers}\n\n"
+            "```python\nimport interp\n\nmodel = interp.load('path/or/repository')\n```\n"
+        )
+        return ModelCard(text)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        **download: Any,
+    ) -> Self:
+        """A saved model, in eval mode: a bundled name, a directory, or a hub repository, in this order.
+
+        Args:
+            pretrained_model_name_or_path: for example "conv-attn", "runs/my-model" or "someone/my-model".
+            device: where the weights go.
+            dtype: of the weights; as saved by default.
+            download: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the hub.
+
+        Raises:
+            FileNotFoundError: no such name, or a directory that lacks a file.
+            ValueError: a file that is corrupt, truncated, foreign or pickled, or weights that are not this
+                config's; the message names the file or the weight.
+        """
+        source = str(pretrained_model_name_or_path)
+        files = _find_files(source, download)
+        architecture, config = _read_config(files[CONFIG])
+        kind = HubMixin.architectures.get(architecture)
+        if kind is None:
+            known = ", ".join(sorted(HubMixin.architectures))
+            raise ValueError(f"{source}: architecture {architecture!r} is not one of {known}")
+        if not issubclass(kind, cls):
+            raise ValueError(f"{source} holds a {architecture}, not a {cls.__name__}; use interp.load({source!r})")
+        state = _read_weights(files[WEIGHTS])
+        model = kind.from_config(config, tokenizer=_read_tokenizer(files))
+        check_state(state, cast(Any, model).state_dict(), source)
+        stored = next(iter(state.values())).dtype
+        cast(Any, model).to(device=device, dtype=dtype or stored).load_state_dict(state)
+        return cast(Any, model).eval()
+
+
+def check_state(state: dict[str, Tensor], expected: dict[str, Tensor], source: str) -> None:
+    """Refuse weights that are missing, surplus or misshapen, naming the first."""
+    for name in expected:
+        if name not in state:
+            raise ValueError(f"{source}: weight {name!r} is missing{nearest(name, state)}")
+    for name in state:
+        if name not in expected:
+            raise ValueError(f"{source}: weight {name!r} has no place in this model{nearest(name, expected)}")
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"{source}: weight {name!r} has shape {tuple(tensor.shape)}, but the config asks for "
+                f"{tuple(expected[name].shape)}"
+            )
+
+
+def _find_files(source: str, download: dict[str, Any]) -> dict[str, Path]:
+    directory = bundled().get(source, Path(source))
+    if directory.is_dir():
+        return _files_in(directory)
+    if directory.exists():
+        raise ValueError(f"{source} is a file; give the directory that save_pretrained wrote")
+    names = f"the bundled checkpoints are {', '.join(bundled()) or 'none'}"
+    files = {}
+    for name in (CONFIG, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG):
+        try:
+            files[name] = Path(hf_hub_download(source, name, **download))
+        except LocalEntryNotFoundError as error:
+            raise FileNotFoundError(
+                f"{source!r} is no bundled checkpoint and no directory, and the hub cannot be reached; {names}"
+            ) from error
+        except EntryNotFoundError as error:
+            if name in (CONFIG, WEIGHTS):
+                raise FileNotFoundError(f"the hub repository {source!r} holds no {name}") from error
+        except (HFValidationError, HfHubHTTPError) as error:
+            raise FileNotFoundError(
+                f"{source!r} is no bundled checkpoint, no directory and no repository that the hub gives; {names}"
+            ) from error
+    return files
+
+
+def _files_in(directory: Path) -> dict[str, Path]:
+    for name in (CONFIG, WEIGHTS):
+        if not (directory / name).is_file():
+            pickled = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl"))
+            hint = f" ({pickled[0]} is a pickle, which is never read)" if pickled else ""
+            raise FileNotFoundError(f"{directory} holds no {name}{hint}; save with model.save_pretrained")
+    names = (CONFIG, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG)
+    return {name: directory / name for name in names if (directory / name).is_file()}
+
+
+def _read_config(path: Path) -> tuple[str, ModelConfig]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, dict) or "architecture" not in data:
+        raise ValueError(f"{path} is not an interp config: it names no architecture")
+    return data.pop("architecture"), ModelConfig.from_dict(data)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    head = path.open("rb").read(2)
+    if head in (b"PK", b"\x80\x02", b"\x80\x04"):
+        raise ValueError(f"{path} is a pickle under another name; pickle is never read, since it can run code")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is corrupt or truncated ({error}); download or save it again") from error
+
+
+def _read_tokenizer(files: dict[str, Path]) -> Any:
+    if TOKENIZER not in files:
+        return None
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(files[TOKENIZER].parent)
+    except Exception as error:  # tokenizers raises a bare Exception for a broken file
+        raise ValueError(f"{files[TOKENIZER]} cannot be read as a tokenizer: {error}") from error

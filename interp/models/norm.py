@@ -1,0 +1,47 @@
+"""LayerNorm and RMSNorm with TransformerLens's hook points, and one kernel when nobody listens."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from interp.models.hooks import HookPoint
+from interp.models.shapes import Stream
+
+
+class Norm(nn.Module):
+    """x / scale, times a gain w, plus an offset b; LayerNorm subtracts the mean first.
+
+    `hook_scale [batch pos 1]` is what the stream is divided by, `hook_normalized` the output. RMSNorm has
+    no offset. Without `affine` there is neither gain nor offset.
+    """
+
+    def __init__(self, d_model: int, kind: Literal["layer", "rms"], eps: float, affine: bool = True):
+        super().__init__()
+        self.d_model, self.eps, self.centered = d_model, eps, kind == "layer"
+        self.register_parameter("w", nn.Parameter(torch.ones(d_model)) if affine else None)
+        offset = nn.Parameter(torch.zeros(d_model)) if affine and self.centered else None
+        self.register_parameter("b", offset)
+        self.hook_scale = HookPoint()
+        self.hook_normalized = HookPoint()
+
+    def forward(self, x: Stream) -> Stream:
+        if self.hook_scale.is_listened_to():
+            return self.hook_normalized(self._spelled_out(x))
+        if self.centered:
+            return self.hook_normalized(F.layer_norm(x, (self.d_model,), self.w, self.b, self.eps))
+        return self.hook_normalized(F.rms_norm(x, (self.d_model,), self.w, self.eps))
+
+    def _spelled_out(self, x: Stream) -> Stream:
+        # The kernels compute 16-bit inputs in float32; so does this, or the two paths would differ.
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.centered:
+            wide = wide - wide.mean(-1, keepdim=True)
+        scale = self.hook_scale((wide.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
+        normalized = wide / scale
+        if self.w is not None:
+            normalized = normalized * self.w
+        if self.b is not None:
+            normalized = normalized + self.b
+        return normalized.to(x.dtype)

@@ -1,0 +1,206 @@
+"""The family: one line of layers each, and their defaults."""
+
+from typing import Any, TypedDict, Unpack
+
+from torch import Tensor
+
+from interp.models import course
+from interp.models.config import MLP, Attention, Conv, ModelConfig, NormKind, NormPlace, PositionKind
+from interp.models.hub import HubMixin
+from interp.models.sequence import HookedSequenceModel
+
+
+class Options(TypedDict, total=False):
+    """What every preset takes besides its own sizes; `ModelConfig` says what each means."""
+
+    positions: PositionKind
+    norm: NormKind
+    norm_place: NormPlace
+    norm_eps: float
+    residual: bool
+    unembed_bias: bool
+    tied: bool
+    dropout: float
+    rotary_base: float
+    seed: int
+    tokenizer: Any
+
+
+def _head_width(d_model: int, n_heads: int, d_head: int | None) -> int:
+    if d_head is not None:
+        return d_head
+    if n_heads < 1 or d_model % n_heads:
+        raise ValueError(
+            f"d_model={d_model} cannot be shared among n_heads={n_heads}; choose sizes that divide, or give d_head"
+        )
+    return d_model // n_heads
+
+
+class _Preset(HookedSequenceModel):
+    def _build(self, layers: tuple[Conv | Attention, ...], options: Options, **sizes: Any) -> None:
+        seed, tokenizer = options.pop("seed", 0), options.pop("tokenizer", None)
+        config = ModelConfig(layers=layers, **sizes, **options)  # type: ignore[arg-type]
+        super().__init__(config, seed=seed, tokenizer=tokenizer)
+
+
+class HookedConvAttn(_Preset):
+    """A causal convolution, then one attention layer: the smallest model whose convolution can do the work of a
+    previous-token head. `lags=1` is its control: as many weights per lag, and no neighbour.
+
+    >>> model = HookedConvAttn(d_vocab=100, d_model=32, n_heads=4, n_ctx=16)
+    >>> model.conv(0).W.shape, model.W_Q.shape
+    (torch.Size([2, 32, 32]), torch.Size([1, 4, 32, 8]))
+    """
+
+    def __init__(
+        self,
+        *,
+        d_vocab: int,
+        d_model: int = 512,
+        n_heads: int = 8,
+        d_head: int | None = None,
+        n_ctx: int = 512,
+        lags: int = 2,
+        depthwise: bool = False,
+        bias: bool = True,
+        **options: Unpack[Options],
+    ):
+        head = Attention(n_heads, _head_width(d_model, n_heads, d_head), bias=bias)
+        conv = Conv(lags=lags, depthwise=depthwise, bias=bias)
+        self._build((conv, head), options, d_vocab=d_vocab, d_model=d_model, n_ctx=n_ctx)
+
+    @classmethod
+    def from_course(cls, state_dict: dict[str, Tensor], *, n_ctx: int = 1024, causal: bool = True) -> "HookedConvAttn":
+        """The course's conv-attn network: a masked Conv1d, one head without output map, no residual stream.
+
+        Args:
+            state_dict: with keys `embeddings.weight`, `conv.weight [out in 3]`, `conv.bias`, optionally
+                `filter_mask`, `qkv.W_Q.weight`, `qkv.W_K.weight`, `qkv.W_V.weight`, `lm_head.weight`, `lm_head.bias`.
+            n_ctx: the longest sequence to accept; the network itself has no positions.
+            causal: False computes what the published code did, which lets the future leak.
+
+        Raises:
+            ValueError: a missing, surplus or misshapen key, by name.
+        """
+        return course.load(cls, state_dict, course.CONV_ATTN, n_ctx, causal)
+
+
+class HookedAttnAttn(_Preset):
+    """Two attention layers: the smallest ordinary transformer that can do induction.
+
+    >>> HookedAttnAttn(d_vocab=100, d_model=32, n_heads=4, n_ctx=16).attention_layers
+    (0, 1)
+    """
+
+    def __init__(
+        self,
+        *,
+        d_vocab: int,
+        d_model: int = 512,
+        n_heads: int = 8,
+        d_head: int | None = None,
+        n_ctx: int = 512,
+        bias: bool = True,
+        **options: Unpack[Options],
+    ):
+        head = Attention(n_heads, _head_width(d_model, n_heads, d_head), bias=bias)
+        self._build((head, head), options, d_vocab=d_vocab, d_model=d_model, n_ctx=n_ctx)
+
+    @classmethod
+    def from_course(cls, state_dict: dict[str, Tensor], *, n_ctx: int = 1024, causal: bool = True) -> "HookedAttnAttn":
+        """The course's attn-attn network: two single-head layers, the second reading the first's output.
+
+        Keys are those of `HookedConvAttn.from_course`, with `qkv1.*` and `qkv2.*` in place of `conv.*` and `qkv.*`.
+        """
+        return course.load(cls, state_dict, course.ATTN_ATTN, n_ctx, causal)
+
+
+class HookedAttn(_Preset):
+    """One attention layer: the control, which cannot do induction (Elhage et al. 2021).
+
+    >>> HookedAttn(d_vocab=100, d_model=32, n_heads=4, n_ctx=16).attention_layers
+    (0,)
+    """
+
+    def __init__(
+        self,
+        *,
+        d_vocab: int,
+        d_model: int = 512,
+        n_heads: int = 8,
+        d_head: int | None = None,
+        n_ctx: int = 512,
+        bias: bool = True,
+        **options: Unpack[Options],
+    ):
+        head = Attention(n_heads, _head_width(d_model, n_heads, d_head), bias=bias)
+        self._build((head,), options, d_vocab=d_vocab, d_model=d_model, n_ctx=n_ctx)
+
+
+class HookedSmearedAttn(_Preset):
+    """One attention layer with smeared keys: each head mixes a key with the one before it by a trained scalar
+    (Olsson et al. 2022, argument 2). One layer is then enough for induction.
+
+    >>> HookedSmearedAttn(d_vocab=100, d_model=32, n_heads=4, n_ctx=16).attn(0).smear.shape
+    torch.Size([4])
+    """
+
+    def __init__(
+        self,
+        *,
+        d_vocab: int,
+        d_model: int = 512,
+        n_heads: int = 8,
+        d_head: int | None = None,
+        n_ctx: int = 512,
+        bias: bool = True,
+        **options: Unpack[Options],
+    ):
+        head = Attention(n_heads, _head_width(d_model, n_heads, d_head), smear=True, bias=bias)
+        self._build((head,), options, d_vocab=d_vocab, d_model=d_model, n_ctx=n_ctx)
+
+
+class HookedGPT(_Preset):
+    """Attention and MLP blocks with learned positions, as in GPT-2 (pre-norm) or GPT-1 (`norm_place="post"`).
+
+    >>> model = HookedGPT(d_vocab=65, d_model=64, n_layers=4, n_heads=4, n_ctx=32, dropout=0.1)
+    >>> model.cfg.d_mlp
+    256
+    """
+
+    def __init__(
+        self,
+        *,
+        d_vocab: int,
+        d_model: int = 512,
+        n_layers: int = 4,
+        n_heads: int = 8,
+        d_head: int | None = None,
+        d_mlp: int | None = None,
+        n_ctx: int = 512,
+        bias: bool = True,
+        **options: Unpack[Options],
+    ):
+        mlp = MLP(4 * d_model if d_mlp is None else d_mlp)
+        head = Attention(n_heads, _head_width(d_model, n_heads, d_head), bias=bias, mlp=mlp)
+        self._build((head,) * n_layers, options, d_vocab=d_vocab, d_model=d_model, n_ctx=n_ctx)
+
+
+def load(name: str, **kwargs: Any) -> HookedSequenceModel:
+    """A saved model as the class it was saved from, whatever it is.
+
+    Args:
+        name: a bundled checkpoint (see `available`), a directory, or a hub repository, looked up in this order.
+        kwargs: `device`, `dtype`, and the hub's `revision`, `token`, `cache_dir`, `local_files_only`.
+    """
+    return HookedSequenceModel.from_pretrained(name, **kwargs)
+
+
+def available() -> tuple[str, ...]:
+    """The names of the checkpoints that ship with the package."""
+    from interp.models.hub import bundled
+
+    return tuple(bundled())
+
+
+HubMixin.architectures.pop("_Preset", None)

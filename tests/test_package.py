@@ -1,0 +1,117 @@
+"""The package as its users meet it: what it costs to import, what it offers, what it ships."""
+
+import ast
+import json
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from hatchling.builders.wheel import WheelBuilder
+
+import interp
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted(
+    path
+    for folder in ("interp", "tests", "examples", "benchmarks")
+    for path in (ROOT / folder).rglob("*.py")
+)
+
+
+def in_a_new_process(program: str) -> str:
+    """What the program prints, in an interpreter that has imported nothing yet."""
+    run = [sys.executable, "-I", "-c", program]
+    return subprocess.run(run, check=True, capture_output=True, text=True).stdout
+
+
+IMPORT_AND_LOOK = """
+import json, sys, time
+before = set(sys.modules)
+start = time.perf_counter()
+import interp
+seconds = time.perf_counter() - start
+print(json.dumps([seconds, sorted(set(sys.modules) - before)]))
+"""
+
+
+def test_import_loads_the_standard_library_only():
+    _, modules = json.loads(in_a_new_process(IMPORT_AND_LOOK))
+    assert "interp" in modules
+    assert {name.split(".")[0] for name in modules} - sys.stdlib_module_names == {"interp"}
+
+
+def test_import_takes_less_than_a_fifth_of_a_second():
+    seconds = [json.loads(in_a_new_process(IMPORT_AND_LOOK))[0] for _ in range(3)]
+    assert min(seconds) < 0.2
+
+
+@pytest.mark.parametrize("name", interp.__all__)
+def test_every_public_name_is_there(name: str):
+    assert getattr(interp, name).__name__ == name
+    assert name in dir(interp)
+
+
+def test_type_checkers_see_the_names_that_the_interpreter_finds():
+    tree = ast.parse(Path(interp.__file__).read_text())
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == interp._HOME
+    assert set(interp.__all__) == set(interp._HOME)
+
+
+def test_the_module_report_does_not_hide_the_function_report():
+    program = "import interp.report; print(type(interp.report).__name__)"
+    assert in_a_new_process(program).strip() == "function"
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [("indution_score", "induction_score"), ("hookedconvattn", "HookedConvAttn")],
+)
+def test_a_typo_gets_the_nearest_name(typo: str, meant: str):
+    with pytest.raises(AttributeError, match=f"{typo}.*Did you mean '{meant}'"):
+        getattr(interp, typo)
+
+
+def test_a_name_like_no_other_gets_no_suggestion():
+    with pytest.raises(AttributeError) as caught:
+        interp.zzzzzz  # noqa: B018
+    assert str(caught.value) == "module 'interp' has no attribute 'zzzzzz'"
+
+
+def test_version_is_the_one_in_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert interp.__version__ == project["version"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    folder = tmp_path_factory.mktemp("wheel")
+    [path] = WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
+    return set(zipfile.ZipFile(path).namelist())
+
+
+def test_the_wheel_is_typed(wheel: set[str]):
+    assert "interp/py.typed" in wheel
+
+
+@pytest.mark.parametrize("model", ["conv-attn", "smeared-attn"])
+def test_the_wheel_holds_the_reference_models(wheel: set[str], model: str):
+    folder = f"interp/checkpoints/{model}/"
+    shipped = {name.removeprefix(folder) for name in wheel if name.startswith(folder)}
+    assert shipped >= {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
+    assert any(name.endswith(".toml") for name in shipped), "the recipe is missing"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_can_be_read_in_one_sitting(path: Path):
+    assert len(path.read_text().splitlines()) < 300
+    assert "utils" not in path.stem
