@@ -24,7 +24,7 @@ check: .venv/.ready-dev ## lint, formatting, types, import directions
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 docs: .venv/.ready-docs ## build the documentation into site/
 	$(BIN)/mkdocs build --strict

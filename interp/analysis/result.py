@@ -19,11 +19,14 @@ import pandas as pd
 
 from interp.analysis import storage, tables
 from interp.analysis.storage import write_whole
+from interp.analysis.tables import rounded
 
 if TYPE_CHECKING:
     import plotly.graph_objects
 
-Label = str | int | float
+__all__ = ["Label", "Result", "rounded", "versions", "write_whole"]
+
+Label = str | int | float | np.number
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,7 +58,7 @@ class Result:
     name: str
     values: np.ndarray
     axes: tuple[str, ...]
-    labels: Mapping[str, tuple[Label, ...]]
+    labels: Mapping[str, Sequence[Label]]
     standard_error: np.ndarray | None = None
     chance: np.ndarray | None = None
     unit: str | Mapping[str, str] = ""
@@ -135,7 +138,7 @@ class Result:
         """
         part = self
         for axis, wanted in labels.items():
-            if isinstance(wanted, str | int | float | np.generic):
+            if isinstance(wanted, Label):
                 part = part._along(axis, [wanted], keep=False)
             else:
                 part = part._along(axis, wanted, keep=True)
@@ -159,7 +162,8 @@ class Result:
         rows = [there.index(label) for label in chosen]
 
         def cut(array: np.ndarray) -> np.ndarray:
-            return np.take(array, rows if keep else rows[0], axis=self.axes.index(axis))
+            part = np.take(array, rows if keep else rows[0], axis=self.axes.index(axis))
+            return np.asarray(part)
 
         return replace(
             self,
@@ -182,7 +186,7 @@ class Result:
                 f"{self.name} has no highest value among {self.values.size} on {self.axes}"
             )
         where = np.unravel_index(np.nanargmax(self.values), self.values.shape)
-        names = tuple(self.labels[axis][i] for axis, i in zip(self.axes, where, strict=True))
+        names = tuple(self.labels[axis][int(i)] for axis, i in zip(self.axes, where, strict=True))
         return names[0] if len(names) == 1 else names
 
     def to_frame(self) -> pd.DataFrame:
@@ -245,9 +249,9 @@ class Result:
         return tables.as_html(self._title(), self._table(), self.provenance)
 
     def _title(self) -> str:
-        sizes = " x ".join(f"{len(names)} {axis}" for axis, names in self.labels.items())
+        sizes = ", ".join(f"{axis}: {len(names)}" for axis, names in self.labels.items())
         unit = f" [{self.unit}]" if self.unit and isinstance(self.unit, str) else ""
-        return f"{self.name}{unit}" + (f", {sizes}" if sizes else "")
+        return f"{self.name}{unit}" + (f" ({sizes})" if sizes else "")
 
     def _table(self) -> pd.DataFrame:
         return tables.grid(self.to_frame(), self.axes)

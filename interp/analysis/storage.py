@@ -30,6 +30,7 @@ def from_json(text: str) -> dict[str, Any]:
         raise ValueError(f'its "format" is not "{FORMAT}"')
     if (version := content.pop("version", None)) != VERSION:
         raise ValueError(f"its version is {version!r}, this interp reads {VERSION}")
+    content["axes"] = tuple(content["axes"])
     shape = tuple(len(content["labels"][axis]) for axis in content["axes"])
     for name in ARRAYS:
         if content[name] is not None:

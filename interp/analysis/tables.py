@@ -57,7 +57,7 @@ def grid(frame: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
 def _column(block: pd.DataFrame, names: Sequence[str]) -> dict[str, str]:
     values, errors, chances = (block[c].tolist() for c in ("value", "standard_error", "chance"))
     cells = {
-        name: rounded(value) + ("" if math.isnan(error) else f" ± {rounded(error)}")
+        name: rounded(value, error)
         for name, value, error in zip(names[:ROWS_SHOWN], values, errors, strict=False)
     }
     if len(names) > ROWS_SHOWN:
@@ -71,15 +71,22 @@ def _column(block: pd.DataFrame, names: Sequence[str]) -> dict[str, str]:
     return cells
 
 
-def rounded(value: float) -> str:
-    """Three decimals; scientific where these would hide the number; a dash where there is none.
+def rounded(value: float, error: float = math.nan) -> str:
+    """A number for reading, to three decimals or to the first digit of its standard error.
 
-    >>> rounded(0.91234), rounded(-0.00002), rounded(float("nan"))
-    ('0.912', '-2.0e-05', '–')
+    Scientific where that would hide the number, a dash where there is none.
+
+    >>> rounded(0.91234), rounded(0.91234, 0.0102), rounded(0.91234, 0.00002)
+    ('0.912', '0.912 ± 0.010', '0.91234 ± 0.00002')
+    >>> rounded(-0.00002), rounded(-0.00002, 0.0102), rounded(float("nan"))
+    ('-2.0e-05', '-0.000 ± 0.010', '–')
     """
     if math.isnan(value):
         return "–"
-    return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.1e}"
+    if math.isnan(error):
+        return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.1e}"
+    digits = 3 if error <= 0 else min(max(3, -math.floor(math.log10(error))), 6)
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def as_html(title: str, table: pd.DataFrame, provenance: Mapping[str, Any]) -> str:

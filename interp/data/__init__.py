@@ -1,8 +1,11 @@
-"""From text to blocks of tokens: `load_corpus`, `train_tokenizer`, `pack`.
+"""From text to blocks of tokens.
 
+Example:
+    ```python
     corpus = load_corpus("python-docs")
     tokenizer = train_tokenizer(corpus.split("train"), vocab_size=1024)
     blocks = pack(corpus.split("train"), tokenizer, n_ctx=256, directory="blocks")
+    ```
 """
 
 from importlib import import_module
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Corpus", "load_corpus", "pack", "train_tokenizer"]
 
+# Loaded when asked for: blocks and tokenizer bring `datasets` and `transformers` with them.
 _HOME = {
     "Corpus": "interp.data.corpus",
     "load_corpus": "interp.data.corpus",

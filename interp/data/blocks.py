@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
 _FILE = "blocks.arrow"
-_FORMAT = "interp blocks 1"  # part of the hash: raise it when the same input would give other blocks
+# Hashed with the rest: raise it when the same documents would be cut into other blocks.
+_FORMAT = "interp blocks 1"
 _CHARACTERS_AT_ONCE = 1_000_000
 _BLOCKS_AT_ONCE = 1_024
 
@@ -37,11 +38,12 @@ def pack(
     written under a temporary name and renamed when whole, so a killed run leaves no half table
     (only a `.packing-*` directory, which may be deleted).
 
-    Tokens are stored as uint16 where the vocabulary fits, which halves the file, else as int32. The rows
-    come as torch tensors, which `datasets` widens to int64: the type that embeddings and cross
-    entropy ask for. The table is memory-mapped, and the largest thing held is one document's tokens.
+    Tokens are stored as uint16 where the vocabulary fits, else as int32: a half or a quarter of the
+    size of int64. Rows come out as torch tensors, and there `datasets` widens them to int64, which
+    is what cross entropy asks for. The file is memory-mapped; what is held at once, while packing
+    too, is a batch of documents of about a megabyte, or one longer document.
 
-    Special tokens spelled out in a document are packed as plain text, so only the packer writes BOS.
+    Special tokens spelled out in a document are plain text here, so only the packer writes BOS.
 
     Args:
         documents: Texts that can be read twice: a list, a `Corpus` or one of its splits. Empty ones
@@ -55,7 +57,7 @@ def pack(
 
     Raises:
         TypeError: `documents` is one string, or an iterator that can be read only once.
-        ValueError: `n_ctx` is below 2, the tokenizer has no BOS, or the documents do not fill a block.
+        ValueError: `n_ctx` is below 2, the tokenizer has no BOS, or the documents fill no block.
 
     >>> from interp.data.tokenizer import train_tokenizer
     >>> tokenizer = train_tokenizer(["abc"], kind="characters")
@@ -76,28 +78,32 @@ def _check(documents: Iterable[str], tokenizer: PreTrainedTokenizerFast, n_ctx: 
         raise TypeError("documents is one string; hand in a list of texts, [text], or a Corpus")
     if isinstance(documents, Iterator):
         raise TypeError(
-            f"documents is a {type(documents).__name__}, which can be read only once, and pack reads "
-            "twice (to hash, then to tokenise); hand in a list or a Corpus"
+            f"documents is a {type(documents).__name__}, which can be read only once, and pack "
+            "reads twice (to hash, then to tokenise); hand in a list or a Corpus"
         )
     if n_ctx < 2:
         raise ValueError(f"n_ctx={n_ctx} leaves no room for text after BOS; use at least 2")
-    if tokenizer.bos_token_id is None:
-        raise ValueError(
-            "the tokenizer has no BOS token, and every block begins with one; "
-            "set tokenizer.bos_token, or make a tokenizer with train_tokenizer"
-        )
+    _bos(tokenizer)
 
 
-def _content_hash(
-    documents: Iterable[str], tokenizer: PreTrainedTokenizerFast, n_ctx: int
-) -> str:
-    settings = [_FORMAT, n_ctx, tokenizer.bos_token_id, _serialise(tokenizer)]
+def _content_hash(documents: Iterable[str], tokenizer: PreTrainedTokenizerFast, n_ctx: int) -> str:
+    settings = [_FORMAT, n_ctx, _bos(tokenizer), _serialise(tokenizer)]
     digest = hashlib.sha256(json.dumps(settings).encode())
     for text in tqdm(documents, desc="hashing", unit=" documents", disable=None):
         content = text.encode()
         digest.update(len(content).to_bytes(8, "little"))  # where one document ends
         digest.update(content)
     return digest.hexdigest()[:32]
+
+
+def _bos(tokenizer: PreTrainedTokenizerFast) -> int:
+    bos = tokenizer.bos_token_id
+    if not isinstance(bos, int):
+        raise ValueError(
+            "the tokenizer has no BOS token, and every block begins with one; set "
+            "tokenizer.bos_token, or make a tokenizer with train_tokenizer"
+        )
+    return bos
 
 
 def _serialise(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -114,10 +120,7 @@ def _write_whole(
     with tempfile.TemporaryDirectory(prefix=".packing-", dir=table.parent) as scratch:
         unfinished = Path(scratch) / table.name
         unfinished.mkdir()
-        tokenised = tqdm(
-            _tokenise(documents, tokenizer), desc="packing", unit=" documents", disable=None
-        )
-        _write(unfinished / _FILE, _cut(tokenised, tokenizer.bos_token_id, n_ctx), tokenizer, n_ctx)
+        _write(unfinished / _FILE, documents, tokenizer, n_ctx)
         try:
             unfinished.rename(table)
         except OSError:
@@ -125,9 +128,8 @@ def _write_whole(
                 raise
 
 
-def _tokenise(
-    documents: Iterable[str], tokenizer: PreTrainedTokenizerFast
-) -> Iterator[list[int]]:
+def _tokenise(documents: Iterable[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[list[int]]:
+    documents = tqdm(documents, desc="packing", unit=" documents", disable=None)
     for batch in _batches(documents):
         yield from tokenizer(
             batch,
@@ -141,11 +143,13 @@ def _tokenise(
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
     """Documents in groups big enough for the fast tokenizer and small enough for memory."""
     batch: list[str] = []
+    n_characters = 0
     for text in documents:
         batch.append(text)
-        if sum(map(len, batch)) >= _CHARACTERS_AT_ONCE:
+        n_characters += len(text)
+        if n_characters >= _CHARACTERS_AT_ONCE:
             yield batch
-            batch = []
+            batch, n_characters = [], 0
     if batch:
         yield batch
 
@@ -173,10 +177,11 @@ def _cut(tokenised: Iterable[list[int]], bos: int, n_ctx: int) -> Iterator[list[
 
 
 def _write(
-    file: Path, blocks: Iterator[list[int]], tokenizer: PreTrainedTokenizerFast, n_ctx: int
+    file: Path, documents: Iterable[str], tokenizer: PreTrainedTokenizerFast, n_ctx: int
 ) -> None:
     dtype = "uint16" if len(tokenizer) <= np.iinfo(np.uint16).max + 1 else "int32"
     schema = Features({"input_ids": List(Value(dtype), length=n_ctx)}).arrow_schema
+    blocks = _cut(_tokenise(documents, tokenizer), _bos(tokenizer), n_ctx)
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         while group := list(islice(blocks, _BLOCKS_AT_ONCE)):
             flat = pa.array(np.array(group, dtype=dtype).reshape(-1))

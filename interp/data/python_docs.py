@@ -4,17 +4,19 @@ Technical text that every machine has: no download. Source files are parsed and 
 """
 
 import ast
+import gc
 import os
 import platform
 import sysconfig
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
-_DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+_NAMED = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 _HOLDS_STATEMENTS = ast.stmt | ast.excepthandler | ast.match_case
 _PACKAGES = {"site-packages", "dist-packages"}
 
@@ -22,35 +24,29 @@ _PACKAGES = {"site-packages", "dist-packages"}
 _UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError, OSError)
 
 
-def read_python_docs(roots: Sequence[Path] | None = None) -> tuple[list[str], str]:
+def read_python_docs() -> tuple[list[str], str]:
     """What do the installed packages say about themselves?
 
-    One document per source file reads like a page of documentation: the module's name and docstring,
+    One document per source file reads like a page of documentation: the module's name and text,
     then those of each class and function in source order. A docstring that occurred before, in any
     file, is left out; so is a file with none left. Standard library first, then by sorted path.
-
-    Args:
-        roots: Directories that modules are imported from; by default those of the running Python.
 
     Returns:
         The documents, and one sentence about them that names no path.
     """
-    files = [
-        (path, root)
-        for root in (_installed() if roots is None else roots)
-        for path in sorted(_python_files(root))
-    ]
+    files = [(path, root) for root in _installed() for path in sorted(_python_files(root))]
     documents: list[str] = []
     seen: set[str] = set()
     n_skipped = 0
-    for path, root in tqdm(files, desc="reading docstrings", unit=" files", disable=None):
-        try:
-            found = _read(path)
-        except _UNREADABLE:
-            n_skipped += 1
-            continue
-        if new := _not_in(seen, found):
-            documents.append(_page(_module_name(path.relative_to(root)), new))
+    with _quick_and_quiet():
+        for path, root in tqdm(files, desc="reading docstrings", unit=" files", disable=None):
+            try:
+                found = list(_docstrings(ast.parse(path.read_bytes()), ""))
+            except _UNREADABLE:
+                n_skipped += 1
+                continue
+            if new := _not_in(seen, found):
+                documents.append(_page(_module_name(path.relative_to(root)), new))
     return documents, _describe(documents, len(files), n_skipped)
 
 
@@ -68,20 +64,27 @@ def _python_files(root: Path) -> Iterator[Path]:
         yield from (Path(directory, name) for name in files if name.endswith(".py"))
 
 
-def _read(path: Path) -> list[tuple[str, str]]:
-    """The qualified name and the docstring of everything that has one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # other people's invalid escapes
-        return list(_docstrings(ast.parse(path.read_bytes()), ""))
+@contextmanager
+def _quick_and_quiet() -> Iterator[None]:
+    """Parsing a great deal of code that is not ours."""
+    was_enabled = gc.isenabled()
+    gc.disable()  # a syntax tree has no cycles, and looking for them takes a fifth of the time
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
+            yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
     """Source order: a thing, then what is defined inside it, also inside its branches and loops."""
-    if isinstance(node, _DOCUMENTED) and (text := ast.get_docstring(node)):
+    if isinstance(node, ast.Module | _NAMED) and (text := ast.get_docstring(node)):
         # An escape in a docstring may spell half a surrogate pair, which no encoding accepts.
         yield name, text.encode("utf-8", "replace").decode()
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, _DOCUMENTED):
+        if isinstance(child, _NAMED):
             yield from _docstrings(child, f"{name}.{child.name}".lstrip("."))
         elif isinstance(child, _HOLDS_STATEMENTS):
             yield from _docstrings(child, name)
@@ -102,7 +105,7 @@ def _module_name(relative: Path) -> str:
 
 
 def _page(module: str, docstrings: list[tuple[str, str]]) -> str:
-    """Markdown: one heading per name. A module without a docstring still gives the page its title."""
+    """Markdown, one heading per name. The page has its title even if the module says nothing."""
     sections = [f"# {module}"]
     for name, text in docstrings:
         sections += [f"## {name}", text] if name else [text]

@@ -1,11 +1,11 @@
 """Text to token ids: byte-level BPE or one token per character.
 
-`<|bos|>` (id 0) begins and ends documents, so it is both BOS and EOS; `<|pad|>` (id 1) pads on the right.
-The character tokenizer also has `<|unk|>` (id 2) for characters it never saw; bytes need none.
+`<|bos|>` (id 0) stands before, between and after documents, so it is BOS and EOS; `<|pad|>` (id 1)
+pads on the right. The character tokenizer also has `<|unk|>` (id 2) for what it never saw.
 
-A document may contain the nine characters "<|bos|>" itself. Training and `pack` read them as plain
-text, so no document can forge a boundary. Typed by a person, `tokenizer("<|bos|>Hello")`, they mean
-the special token, as with every Hugging Face tokenizer; `split_special_tokens=True` says otherwise.
+A document may happen to contain the characters "<|bos|>". Training and `pack` read them as plain
+text, so that no document forges a boundary. In `tokenizer("<|bos|>Hello")` they mean the special
+token, as with every Hugging Face tokenizer, unless the call says `split_special_tokens=True`.
 """
 
 from collections import Counter
@@ -26,24 +26,28 @@ def train_tokenizer(
     documents: Iterable[str],
     vocab_size: int = 1024,
     kind: Literal["bpe", "characters"] = "bpe",
+    *,
+    model_max_length: int | None = None,
 ) -> PreTrainedTokenizerFast:
     """Which tokens suit these documents best?
 
-    `bpe` is GPT-2's byte-level byte-pair encoding: every text has an encoding, and decoding gives the
-    same text back. `characters` gives each of the commonest characters a token.
-    The documents are read once, in a stream. The same documents always give the same tokenizer.
+    `bpe` is GPT-2's byte-level byte-pair encoding: every text can be encoded, and decoding gives
+    the same text back. `characters` gives each of the commonest characters a token. The documents
+    are read once, in a stream, and the same ones always give the same tokenizer.
 
     Args:
-        documents: Texts, for example a `Corpus` or its training split.
-        vocab_size: Upper bound on the number of tokens, the special ones included. A small corpus may
-            give fewer: a pair must occur twice to become a token.
+        documents: Texts, for example the training split of a `Corpus`.
+        vocab_size: Upper bound on the number of tokens, the special ones included. Little text may
+            give fewer: a pair has to occur twice to become a token.
         kind: `"bpe"` or `"characters"`.
+        model_max_length: The context of the model that it is made for. Longer texts are still
+            encoded whole, with a warning. None: no bound.
 
     Raises:
         TypeError: `documents` is one string.
         ValueError: `kind` is unknown, `vocab_size` is too small, or there is no text.
 
-    Source: Sennrich et al. 2016 (arXiv 1508.07909); Radford et al. 2019 for the byte-level form.
+    Source: Sennrich et al. (arXiv 1508.07909); the byte-level form is that of GPT-2.
 
     >>> tokenizer = train_tokenizer(["low lower lowest"] * 2, vocab_size=262)
     >>> tokenizer.decode(tokenizer("lowest, naïvely").input_ids)
@@ -53,16 +57,25 @@ def train_tokenizer(
         raise TypeError("documents is one string; hand in a list of texts, [text], or a Corpus")
     if kind not in ("bpe", "characters"):
         raise ValueError(f"kind={kind!r} is unknown; use 'bpe' or 'characters'")
-    train = _train_bpe if kind == "bpe" else _train_characters
-    return _as_fast(train(documents, vocab_size), kind)
+    is_bpe = kind == "bpe"
+    tokenizer = (_train_bpe if is_bpe else _train_characters)(documents, vocab_size)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=model_max_length,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+        **SPECIAL_TOKENS,
+        **({} if is_bpe else {"unk_token": UNK}),
+    )
 
 
 def _train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     bound = _BYTES + len({BOS, PAD})
     if vocab_size < bound:
         raise ValueError(
-            f"vocab_size={vocab_size} is below {bound}: byte-level BPE needs one token for each of the "
-            f"{_BYTES} bytes and {bound - _BYTES} special ones; use at least {bound}, or kind='characters'"
+            f"vocab_size={vocab_size} is below {bound}: byte-level BPE needs a token for each of "
+            f"the {_BYTES} bytes and {bound - _BYTES} special ones; use at least {bound}, or "
+            "kind='characters'"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -107,13 +120,3 @@ def _some_text(documents: Iterable[str]) -> Iterator[str]:
         yield text
     if empty:
         raise ValueError("no text to train a tokenizer on: every document is empty")
-
-
-def _as_fast(tokenizer: Tokenizer, kind: str) -> PreTrainedTokenizerFast:
-    names = SPECIAL_TOKENS if kind == "bpe" else {**SPECIAL_TOKENS, "unk_token": UNK}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        padding_side="right",
-        clean_up_tokenization_spaces=False,
-        **names,
-    )

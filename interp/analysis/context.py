@@ -1,0 +1,144 @@
+"""In-context learning as behaviour: how much does a model gain from what it has already read?"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from interp.analysis.heads import _origin, _probe
+from interp.analysis.result import Result, versions
+from interp.models.protocol import View, view
+from interp.models.shapes import Tokens
+
+LOGITS_AT_ONCE = 32_000_000
+"""How many logits one forward pass may give: 128 MB in float32."""
+
+
+def repeated_sequence_loss(model: Any, *, n: int = 50, n_sequences: int = 50, seed: int = 0) -> Result:
+    """Does the model predict random tokens better the second time it reads them? What induction heads cause.
+
+    Measured on `[BOS] + r + r`, r being n distinct random tokens. Each copy's first token is left out: nothing
+    predicts it.
+
+    Returns:
+        A Result over "measure": `first_copy_loss`, `second_copy_loss` and `drop` (first minus second) in nats,
+        `second_copy_accuracy` as the share of tokens that are the likeliest prediction. Chance for the losses is
+        ln(vocabulary), what uniform predictions cost; a model of text is confidently wrong on random tokens, so both
+        losses can lie above it.
+
+    Source: Olsson et al. 2022.
+
+    >>> from interp.models import HookedAttn
+    >>> model = HookedAttn(d_vocab=100, d_model=32, n_heads=2, n_ctx=128)
+    >>> repeated_sequence_loss(model, n=20, n_sequences=4).labels["measure"]
+    ('first_copy_loss', 'second_copy_loss', 'drop', 'second_copy_accuracy')
+    """
+    seen = view(model)
+    probe = _probe(seen, n, 2, n_sequences, seed, ())
+    loss, hit = _losses(seen, probe.tokens)
+    # The loss of predicting token t stands at index t - 1.
+    first, second = (slice(probe.positions(copy)[1] - 1, probe.positions(copy)[-1]) for copy in (0, 1))
+    losses = [loss[:, first].mean(1), loss[:, second].mean(1)]
+    samples = [*losses, losses[0] - losses[1], hit[:, second].double().mean(1)]
+    uniform = math.log(seen.d_vocab)
+    measures = ("first_copy_loss", "second_copy_loss", "drop", "second_copy_accuracy")
+    return Result.from_samples(
+        "repeated_sequence_loss",
+        torch.stack(samples, dim=1).numpy(),
+        ("measure",),
+        labels={"measure": measures},
+        chance=[uniform, uniform, 0.0, 1 / seen.d_vocab],
+        unit=dict(zip(measures, ("nats", "nats", "nats", "fraction"), strict=True)),
+        provenance=_origin(seen, probe),
+    )
+
+
+def loss_by_position(model: Any, tokens: Tokens) -> Result:
+    """How well is the token at each position predicted? Mean next-token loss in nats, by position.
+
+    Args:
+        model: one of ours, or a `TransformerBridge`.
+        tokens: `[batch pos]`, all of one length, such as the packed blocks of held-out text.
+
+    Returns:
+        A Result over "position": position t is the loss of token t given the tokens before it, so it starts at 1.
+    """
+    seen = view(model)
+    loss, _ = _losses(seen, tokens)
+    return Result.from_samples(
+        "loss_by_position",
+        loss.numpy(),
+        ("position",),
+        labels={"position": tuple(range(1, tokens.shape[1]))},
+        chance=math.log(seen.d_vocab),
+        unit="nats",
+        provenance=_handed_in(seen, tokens),
+    )
+
+
+def in_context_learning_score(
+    model: Any, tokens: Tokens, *, early: int | None = None, late: int | None = None
+) -> Result:
+    """How much better is a late token predicted than an early one? Loss at `late` minus loss at `early`, in nats.
+
+    More negative is better. Olsson et al. 2022 use the 50th and the 500th token; for shorter sequences the default is
+    10 % and 95 % of their length. The result says which were used.
+
+    Args:
+        model: one of ours, or a `TransformerBridge`.
+        tokens: `[batch pos]` of text, all of one length. Use many: differences under 0.1 are noise at 128 blocks.
+        early: the early position.
+        late: the late position.
+
+    Returns:
+        A Result over "measure", with the single measure `in_context_learning_score`.
+
+    Raises:
+        ValueError: positions out of order or out of the sequence.
+    """
+    seen = view(model)
+    seen.check_tokens(tokens, at_least=3)
+    length = tokens.shape[1]
+    if early is None:
+        early = 50 if length > 500 else max(1, round(0.1 * length))
+    if late is None:
+        late = 500 if length > 500 else min(length - 1, round(0.95 * length))
+    if not 1 <= early < late < length:
+        raise ValueError(
+            f"early={early} and late={late} must be positions of a sequence of {length} tokens with 1 <= early < late "
+            f"<= {length - 1}"
+        )
+    loss, _ = _losses(seen, tokens)
+    return Result.from_samples(
+        "in_context_learning_score",
+        (loss[:, late - 1] - loss[:, early - 1])[:, None].numpy(),
+        ("measure",),
+        labels={"measure": ("in_context_learning_score",)},
+        chance=0.0,
+        unit="nats",
+        provenance={**_handed_in(seen, tokens), "early": early, "late": late},
+    )
+
+
+def _handed_in(seen: View, tokens: Tokens) -> dict[str, Any]:
+    return {"model": seen.name, "tokens": "handed in", "length": tokens.shape[1], "versions": versions()}
+
+
+def _losses(
+    seen: View, tokens: Tokens
+) -> tuple[Float[Tensor, "batch predicted"], Bool[Tensor, "batch predicted"]]:
+    """The loss in nats of every token but the first, and whether it was the likeliest prediction."""
+    seen.check_tokens(tokens)
+    seen.check_finite()
+    at_once = max(1, LOGITS_AT_ONCE // (tokens.shape[1] * seen.d_vocab))
+    losses, hits = [], []
+    for some in tokens.split(at_once):
+        logits = seen.logits(some)[:, :-1]
+        targets = some[:, 1:].to(logits.device)
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        losses.append(F.cross_entropy(wide.transpose(1, 2), targets, reduction="none").double().cpu())
+        hits.append((logits.argmax(-1) == targets).cpu())
+    return torch.cat(losses), torch.cat(hits)

@@ -1,0 +1,45 @@
+"""What is measured while a model trains: the scores of its heads and what they do for its predictions."""
+
+from collections.abc import Callable
+from typing import Any
+
+from datasets import Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from interp.analysis import head_scores, in_context_learning_score, repeated_sequence_loss
+from interp.models import HookedSequenceModel
+
+TEXT_BLOCKS = 256
+PROBE_SEQUENCES = 32
+
+
+class ProbeCallback(TrainerCallback):
+    """After every evaluation, log the best head of each kind, the repeated-sequence loss and the ICL score."""
+
+    def __init__(self, model: HookedSequenceModel, log: Callable[[dict[str, float]], None], text: Dataset):
+        self.model, self.log = model, log
+        self.text = text.select(range(min(TEXT_BLOCKS, len(text))))
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The Trainer calls this on every process; one of them measures."""
+        if state.is_world_process_zero:
+            self.log(probe(self.model, self.text))
+
+
+def probe(model: HookedSequenceModel, text: Dataset) -> dict[str, float]:
+    """The numbers of one moment of training, under the names that the history uses."""
+    n = copy_length(model.config.n_ctx)
+    scores = head_scores(model, n=n, n_sequences=PROBE_SEQUENCES)
+    repeated = repeated_sequence_loss(model, n=n, n_sequences=PROBE_SEQUENCES)
+    return {
+        **{f"best_{kind}": float(scores.sel(score=kind).values.max()) for kind in scores.labels["score"]},
+        **{name: float(repeated.sel(measure=name)) for name in repeated.labels["measure"]},
+        "in_context_learning_score": float(in_context_learning_score(model, text["input_ids"][:])),
+    }
+
+
+def copy_length(n_ctx: int) -> int:
+    """The length of one copy in the probes: the usual 50, or as much as the context holds twice after BOS."""
+    return min(50, (n_ctx - 1) // 2)
