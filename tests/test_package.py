@@ -2,10 +2,12 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from hatchling.builders.wheel import WheelBuilder
 import interp
 
 ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SOURCES = sorted(
     path
     for folder in ("interp", "tests", "examples", "benchmarks")
@@ -88,8 +91,34 @@ def test_a_name_like_no_other_gets_no_suggestion():
 
 
 def test_version_is_the_one_in_pyproject():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert interp.__version__ == project["version"]
+    assert interp.__version__ == PROJECT["version"]
+
+
+def imported_by(path: Path) -> set[str]:
+    """The top-level packages that one of our files imports, wherever in the file it does so."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.append(node.module)
+    return {name.split(".")[0] for name in names}
+
+
+def test_the_dependencies_are_what_is_used():
+    files = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("interp", "examples")]
+    modules = set.union(*map(imported_by, files)) - sys.stdlib_module_names - {"interp"}
+    homes = packages_distributions()
+    used = {homes[module][0] for module in modules}
+    used |= {"accelerate"}  # the Trainer does not start without it
+    used |= {"circuitsvis"}  # read for its JavaScript
+    declared = [re.match(r"[\w-]+", line)[0] for line in PROJECT["dependencies"]]
+    assert sorted(map(plain, declared)) == sorted(map(plain, used))
+
+
+def plain(distribution: str) -> str:
+    """The name as package indexes compare it."""
+    return distribution.lower().replace("_", "-")
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,14 @@ from interp.analysis.heads import (
     induction_score,
     previous_token_score,
 )
+from interp.analysis.patterns import attention_pattern
 from interp.analysis.result import Result
 from interp.analysis.sequences import RepeatedTokens, repeated_tokens
 
 __all__ = [
     "RepeatedTokens",
     "Result",
+    "attention_pattern",
     "duplicate_token_score",
     "first_token_score",
     "head_scores",

@@ -17,7 +17,9 @@ LOGITS_AT_ONCE = 32_000_000
 """How many logits one forward pass may give: 128 MB in float32."""
 
 
-def repeated_sequence_loss(model: Any, *, n: int = 50, n_sequences: int = 50, seed: int = 0) -> Result:
+def repeated_sequence_loss(
+    model: Any, *, n: int = 50, n_sequences: int = 50, seed: int = 0
+) -> Result:
     """Does the model predict random tokens better the second time it reads them? What induction heads cause.
 
     Measured on `[BOS] + r + r`, r being n distinct random tokens. Each copy's first token is left out: nothing
@@ -40,7 +42,9 @@ def repeated_sequence_loss(model: Any, *, n: int = 50, n_sequences: int = 50, se
     probe = _probe(seen, n, 2, n_sequences, seed, ())
     loss, hit = _losses(seen, probe.tokens)
     # The loss of predicting token t stands at index t - 1.
-    first, second = (slice(probe.positions(copy)[1] - 1, probe.positions(copy)[-1]) for copy in (0, 1))
+    first, second = (
+        slice(probe.positions(copy)[1] - 1, probe.positions(copy)[-1]) for copy in (0, 1)
+    )
     losses = [loss[:, first].mean(1), loss[:, second].mean(1)]
     samples = [*losses, losses[0] - losses[1], hit[:, second].double().mean(1)]
     uniform = math.log(seen.d_vocab)
@@ -124,7 +128,12 @@ def in_context_learning_score(
 
 
 def _handed_in(seen: View, tokens: Tokens) -> dict[str, Any]:
-    return {"model": seen.name, "tokens": "handed in", "length": tokens.shape[1], "versions": versions()}
+    return {
+        "model": seen.name,
+        "tokens": "handed in",
+        "length": tokens.shape[1],
+        "versions": versions(),
+    }
 
 
 def _losses(
@@ -139,6 +148,8 @@ def _losses(
         logits = seen.logits(some)[:, :-1]
         targets = some[:, 1:].to(logits.device)
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        losses.append(F.cross_entropy(wide.transpose(1, 2), targets, reduction="none").double().cpu())
+        losses.append(
+            F.cross_entropy(wide.transpose(1, 2), targets, reduction="none").double().cpu()
+        )
         hits.append((logits.argmax(-1) == targets).cpu())
     return torch.cat(losses), torch.cat(hits)

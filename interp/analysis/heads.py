@@ -107,7 +107,9 @@ def induction_score(
     else:
         probe = _probe(seen, n or 25, 2, n_sequences or 50, seed, exclude or ())
         if probe.with_replacement:
-            raise ValueError(f"variant 'tl' needs n={probe.n} distinct tokens, but fewer are left to draw from")
+            raise ValueError(
+                f"variant 'tl' needs n={probe.n} distinct tokens, but fewer are left to draw from"
+            )
         target = stripe(probe.positions(1), probe.n - 1, divisor=probe.tokens.shape[1])
     origin = _origin(seen, probe, variant=variant)
     if variant == "olsson":
@@ -166,7 +168,9 @@ def previous_token_score(
     Returns a Result over "head"; chance is uniform attention.
     """
     if tokens is None:
-        return head_scores(model, n=n, n_sequences=n_sequences, seed=seed).sel(score="previous_token")
+        return head_scores(model, n=n, n_sequences=n_sequences, seed=seed).sel(
+            score="previous_token"
+        )
     seen = view(model)
     seen.check_tokens(tokens)
     target = stripe(range(1, tokens.shape[1]), offset=1)
@@ -175,7 +179,9 @@ def previous_token_score(
     return result.sel(score="previous_token")
 
 
-def duplicate_token_score(model: Any, *, n: int = 50, n_sequences: int = 50, seed: int = 0) -> Result:
+def duplicate_token_score(
+    model: Any, *, n: int = 50, n_sequences: int = 50, seed: int = 0
+) -> Result:
     """How much does each head attend, from the second copy, to the same token in the first? See `head_scores`."""
     return head_scores(model, n=n, n_sequences=n_sequences, seed=seed).sel(score="duplicate_token")
 
@@ -237,7 +243,11 @@ def _measure(
     at_once = max(1, TOKENS_AT_ONCE // tokens.shape[1])
     samples = torch.cat([_samples(seen, some, targets) for some in tokens.split(at_once)])
     chance = [
-        [target.chance(tokens.shape[1], seen.causal(layer)) for layer, n in seen.heads.items() for _ in range(n)]
+        [
+            target.chance(tokens.shape[1], seen.causal(layer))
+            for layer, n in seen.heads.items()
+            for _ in range(n)
+        ]
         for target in targets.values()
     ]
     return Result.from_samples(
@@ -257,7 +267,10 @@ def _samples(
     layers: dict[int, Float[Tensor, "batch score heads"]] = {}
 
     def hear(layer: int, entries: Entries) -> None:
-        means = [entries(target.queries, target.keys).double().sum(-1) / target.divisor for target in targets.values()]
+        means = [
+            entries(target.queries, target.keys).double().sum(-1) / target.divisor
+            for target in targets.values()
+        ]
         layers[layer] = torch.stack(means, dim=1).cpu()
 
     seen.listen_to_attention(tokens, hear)

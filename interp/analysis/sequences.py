@@ -108,6 +108,15 @@ def repeated_tokens(
     return RepeatedTokens(tokens, n, copies, start, seed, with_replacement)
 
 
+def copy_length(n_ctx: int, usual: int = 50) -> int:
+    """The length of one copy: the usual one, or as much as a short context holds twice after BOS.
+
+    >>> copy_length(256), copy_length(32)
+    (50, 15)
+    """
+    return min(usual, (n_ctx - 1) // 2)
+
+
 def _draw(
     allowed: Int64[Tensor, " vocab"], n: int, with_replacement: bool, generator: torch.Generator
 ) -> Int64[Tensor, " pos"]:

@@ -129,7 +129,6 @@ def _write_whole(
 
 
 def _tokenise(documents: Iterable[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[list[int]]:
-    documents = tqdm(documents, desc="packing", unit=" documents", disable=None)
     for batch in _batches(documents):
         yield from tokenizer(
             batch,
@@ -144,7 +143,7 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
     """Documents in groups big enough for the fast tokenizer and small enough for memory."""
     batch: list[str] = []
     n_characters = 0
-    for text in documents:
+    for text in tqdm(documents, desc="packing", unit=" documents", disable=None):
         batch.append(text)
         n_characters += len(text)
         if n_characters >= _CHARACTERS_AT_ONCE:

@@ -50,11 +50,12 @@ def smear_keys(k: Heads, share: Float[Tensor, " head"], key_mask: KeyMask | None
 class Attention(nn.Module):
     """z = softmax(q kᵀ / √d_head) v per head, and the heads' z through W_O added up.
 
-    Weights are TransformerLens's: `W_Q W_K W_V [head d_model d_head]`, `W_O [head d_head d_model]`, and `smear
-    [head]`, the mixing weight α before the sigmoid. With no output map W_O is a fixed identity. The layer runs the
-    fused kernel; `hook_attn_scores` and `hook_pattern` [batch head query key], `hook_result` [batch pos head d_model]
-    and `hook_log_sum_exp` [batch query head] are computed only when listened to. `hook_log_sum_exp` is for reading:
-    what a hook returns there changes nothing.
+    Weights are TransformerLens's: `W_Q W_K W_V [head d_model d_head]`, `W_O [head d_head d_model]`,
+    and `smear [head]`, the mixing weight α before the sigmoid. With no output map W_O is a fixed
+    identity. The layer runs the fused kernel; `hook_attn_scores` and `hook_pattern` [batch head
+    query key], `hook_result` [batch pos head d_model] and `hook_log_sum_exp` [batch query head] are
+    computed only when listened to. `hook_log_sum_exp` is for reading: what a hook returns there
+    changes nothing.
     """
 
     W_O: Tensor
@@ -156,7 +157,9 @@ class Attention(nn.Module):
 
 
 def _project(
-    x: Stream, weight: Float[Tensor, "head d_model d_head"], bias: Float[Tensor, "head d_head"] | None
+    x: Stream,
+    weight: Float[Tensor, "head d_model d_head"],
+    bias: Float[Tensor, "head d_head"] | None,
 ) -> Heads:
     # One matrix product for all heads; einsum would loop over them.
     flat = weight.transpose(1, 2).flatten(0, 1)

@@ -45,8 +45,9 @@ def build_blocks(config: ModelConfig) -> Iterator[Block]:
             if config.positions == "rotary":
                 rotary = Rotary(config.n_ctx, spec.d_head, config.rotary_base)
             attn = Attention(config.d_model, spec, rotary, config.dropout)
-            # Shortformer positions are added after the norm, unscaled. A gain there would only repeat what
-            # W_Q, W_K and W_V can do, and could not be folded into them without changing the positions.
+            # Shortformer positions are added after the norm, unscaled. A gain there would only
+            # repeat what W_Q, W_K and W_V can do, and could not be folded into them without
+            # changing the positions.
             affine = config.positions != "shortformer" or config.norm_place == "post"
             block = AttentionBlock(attn, build_norm(config, affine), wiring, config.dropout)
         if spec.mlp is not None:
@@ -56,9 +57,11 @@ def build_blocks(config: ModelConfig) -> Iterator[Block]:
 
 @torch.no_grad()
 def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
-    """Normal weights of standard deviation 0.8 / √fan_in, as in TransformerLens; gains 1, biases and α 0.
+    """Normal weights of standard deviation 0.8 / √fan_in, as in TransformerLens; gains 1, biases
+    and α 0.
 
-    Shortformer positions start as sinusoids: from noise, a previous-token head is far slower to form.
+    Shortformer positions start as sinusoids: from noise, a previous-token head is far slower to
+    form.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -68,7 +71,9 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
             parameter.copy_(torch.empty(parameter.shape).normal_(0, deviation, generator=generator))
     if config.positions == "shortformer":
         table = model.get_parameter("pos_embed.W_pos")
-        table.copy_(sinusoids(config.n_ctx, config.d_model + config.d_model % 2)[:, : config.d_model])
+        table.copy_(
+            sinusoids(config.n_ctx, config.d_model + config.d_model % 2)[:, : config.d_model]
+        )
 
 
 def _fan_in(name: str, shape: torch.Size, d_model: int) -> int:

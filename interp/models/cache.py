@@ -15,13 +15,14 @@ Stack = Float[Tensor, "component *batch_and_pos d_model"]
 class ActivationCache(_ActivationCache):
     """What `run_with_cache` returns. The decompositions count a conv layer like any other.
 
-    A conv layer is one component, `0_conv_out`, of `decompose_resid`, and one per lag, `0_conv_lag1`, of
-    `get_full_resid_decomposition`. Components add up to the stream that they decompose, and `logit_attrs` of them
-    plus `model.logit_bias` to the logits: the last norm's gain is in the attributions, its offset in the bias.
+    A conv layer is one component, `0_conv_out`, of `decompose_resid`, and one per lag,
+    `0_conv_lag1`, of `get_full_resid_decomposition`. Components add up to the stream that they
+    decompose, and `logit_attrs` of them plus `model.logit_bias` to the logits: the last norm's gain
+    is in the attributions, its offset in the bias.
 
     Raises:
-        ValueError: from every decomposition, where the model has no residual stream to decompose or its norms
-            stand on the stream itself.
+        ValueError: from every decomposition, where the model has no residual stream to decompose or
+            its norms stand on the stream itself.
     """
 
     def apply_slice_to_batch_dim(self, batch_slice: Any) -> "ActivationCache":
@@ -38,7 +39,8 @@ class ActivationCache(_ActivationCache):
         incl_embeds: bool = True,
         return_labels: bool = False,
     ) -> Any:
-        """TransformerLens's `decompose_resid`: the embeddings and each layer's output, up to a layer's input.
+        """TransformerLens's `decompose_resid`: the embeddings and each layer's output, up to a
+        layer's input.
 
         `mode` is "all", "attn", "mlp" or, ours, "conv".
         """
@@ -57,7 +59,9 @@ class ActivationCache(_ActivationCache):
         """TransformerLens's `accumulated_resid`; `incl_mid` needs an MLP in every block."""
         self._refuse_without_stream()
         if incl_mid and any(block.mlp is None for block in self.model.blocks):
-            raise ValueError("incl_mid: some block has no MLP, so it has no stream in its middle; leave incl_mid False")
+            raise ValueError(
+                "incl_mid: some block has no MLP, so it has no stream in its middle; leave incl_mid False"
+            )
         return super().accumulated_resid(layer, incl_mid, *args, **kwargs)
 
     def stack_head_results(
@@ -92,14 +96,22 @@ class ActivationCache(_ActivationCache):
         return_labels: bool = False,
         project_output_onto: Tensor | None = None,
     ) -> Any:
-        """TransformerLens's decomposition into heads, neurons, embeddings and biases, conv lags added.
+        """TransformerLens's decomposition into heads, neurons, embeddings and biases, conv lags
+        added.
 
-        The order is heads, conv lags, neurons (or MLP layers), embeddings, and one row with every bias.
+        The order is heads, conv lags, neurons (or MLP layers), embeddings, and one row with every
+        bias.
         """
         self._refuse_without_stream()
         layer = self._layer(layer)
-        parts = dict(self._head_results(layer + mlp_input)) | dict(self._conv_lags(layer + mlp_input))
-        parts |= dict(self._neurons(layer)) if expand_neurons else dict(self._sublayers(layer, False, "mlp"))
+        parts = dict(self._head_results(layer + mlp_input)) | dict(
+            self._conv_lags(layer + mlp_input)
+        )
+        parts |= (
+            dict(self._neurons(layer))
+            if expand_neurons
+            else dict(self._sublayers(layer, False, "mlp"))
+        )
         parts |= dict(self._embeddings())
         bias = self.model.accumulated_bias(layer, mlp_input, include_mlp_biases=expand_neurons)
         parts["bias"] = bias.expand_as(self["hook_embed"])
@@ -146,7 +158,9 @@ class ActivationCache(_ActivationCache):
         n_layers = len(self.model.blocks)
         layer = n_layers if layer in (None, -1) else layer
         if not 0 <= layer <= n_layers:
-            raise ValueError(f"layer is {layer}, but must be 0 to {n_layers}, where {n_layers} (or -1) is the end")
+            raise ValueError(
+                f"layer is {layer}, but must be 0 to {n_layers}, where {n_layers} (or -1) is the end"
+            )
         return layer
 
     def _stack(self, parts: list[Tensor], pos_slice: Any) -> Stack:

@@ -57,7 +57,9 @@ class Conv:
     lags: int = 2
     depthwise: bool = False
     bias: bool = True
-    lag_bias: bool = False  # one more bias per lag that exists; fold_norms() puts a norm's offset here
+    lag_bias: bool = (
+        False  # one more bias per lag that exists; fold_norms() puts a norm's offset here
+    )
     mlp: MLP | None = None
 
     def __post_init__(self) -> None:
@@ -68,8 +70,9 @@ class Conv:
 class Attention:
     """Multi-head attention, optionally with smeared keys.
 
-    `smear` gives each head a trained scalar that mixes every key with the key before it (Olsson et al.
-    2022, argument 2). `output=False` leaves out W_O: the heads' values are concatenated into the stream.
+    `smear` gives each head a trained scalar that mixes every key with the key before it (Olsson et
+    al. 2022, argument 2). `output=False` leaves out W_O: the heads' values are concatenated into
+    the stream.
     """
 
     n_heads: int

@@ -13,9 +13,9 @@ from interp.models.shapes import KeyMask, Stream
 class CausalConv(nn.Module):
     """out_t = Σ_j x_{t-j} W_conv[j] + b_conv, over the lags j whose token exists.
 
-    `W_conv` is `[lag d_in d_out]`, or `[lag d_model]` if depthwise; `W` is the full matrices either way.
-    `hook_lags [batch lag pos d_model]` holds each lag's term; it is built only when listened to. A padding
-    position is zero to a convolution.
+    `W_conv` is `[lag d_in d_out]`, or `[lag d_model]` if depthwise; `W` is the full matrices either
+    way. `hook_lags [batch lag pos d_model]` holds each lag's term; it is built only when listened
+    to. A padding position is zero to a convolution.
     """
 
     def __init__(self, d_model: int, spec: Conv):
@@ -42,7 +42,8 @@ class CausalConv(nn.Module):
         return out if self.b_conv is None else out + self.b_conv
 
     def _term(self, x: Stream, lag: int, key_mask: KeyMask | None) -> Stream:
-        # Map first, then shift: what shifting pads with zeros is then the whole term of a missing token.
+        # Map first, then shift: what shifting pads with zeros is then the whole term of a missing
+        # token.
         weight = self.W_conv[lag]
         term = x * weight if self.depthwise else x @ weight
         if self.b_lags is not None:

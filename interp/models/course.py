@@ -1,7 +1,8 @@
 """The two course networks that this project grew from, loaded into our models.
 
-One conv-attn and one attn-attn network, single-headed, with square W_Q, W_K, W_V, no output map, no residual
-stream, no norm and no positions. Their linear layers hold `[out in]`; ours hold `[in out]`.
+One conv-attn and one attn-attn network, single-headed, with square W_Q, W_K, W_V, no output map, no
+residual stream, no norm and no positions. Their linear layers hold `[out in]`; ours hold `[in
+out]`.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,11 @@ ATTN_ATTN = ("qkv1", "qkv2")
 
 
 def load(
-    cls: type[M], state_dict: Mapping[str, Tensor], layers: tuple[str, str], n_ctx: int, causal: bool
+    cls: type[M],
+    state_dict: Mapping[str, Tensor],
+    layers: tuple[str, str],
+    n_ctx: int,
+    causal: bool,
 ) -> M:
     """A model of class `cls` that computes what the course network with these weights computes."""
     _check(state_dict, layers)
@@ -66,21 +71,29 @@ def _check(state: Mapping[str, Tensor], layers: tuple[str, str]) -> None:
     embedding = state.get("embeddings.weight")
     if embedding is None or embedding.ndim != 2:
         found = "missing" if embedding is None else f"of shape {tuple(embedding.shape)}"
-        raise ValueError(f"course network: embeddings.weight is {found}, but must be [vocab, d_model]")
+        raise ValueError(
+            f"course network: embeddings.weight is {found}, but must be [vocab, d_model]"
+        )
     expected = _shapes(*embedding.shape, layers)
     for key in expected:
         if key not in state:
             raise ValueError(f"course network: key {key!r} is missing{nearest(key, state)}")
     for key in state:
         if key not in expected and key != "filter_mask":
-            raise ValueError(f"course network: key {key!r} has no place in it{nearest(key, expected)}")
+            raise ValueError(
+                f"course network: key {key!r} has no place in it{nearest(key, expected)}"
+            )
     for key, shape in expected.items():
         if state[key].shape != shape:
-            raise ValueError(f"course network: {key!r} has shape {tuple(state[key].shape)}, but must be {shape}")
+            raise ValueError(
+                f"course network: {key!r} has shape {tuple(state[key].shape)}, but must be {shape}"
+            )
     if "filter_mask" in state:
         mask = state["filter_mask"].broadcast_to(1, 1, 3).flatten().tolist()
         if mask != [1.0, 1.0, 0.0]:
-            raise ValueError(f"course network: filter_mask is {mask}, but must be [1, 1, 0], or the future leaks")
+            raise ValueError(
+                f"course network: filter_mask is {mask}, but must be [1, 1, 0], or the future leaks"
+            )
 
 
 def _shapes(d_vocab: int, d_model: int, layers: tuple[str, str]) -> dict[str, Shape]:

@@ -1,7 +1,8 @@
 """The equal model whose norms have gain 1 and offset 0.
 
-A norm's gain γ and offset β stand before a linear map W, so (x̂ γ + β) W = x̂ (γ W) + β W: the map can carry both.
-A convolution needs one offset per lag, because a lag that reaches before the first token has none.
+A norm's gain γ and offset β stand before a linear map W, so (x̂ γ + β) W = x̂ (γ W) + β W: the map
+can carry both. A convolution needs one offset per lag, because a lag that reaches before the first
+token has none.
 """
 
 from dataclasses import replace
@@ -23,7 +24,8 @@ def fold_norms(model: "HookedSequenceModel") -> "HookedSequenceModel":
     """A new model with the same logits; the given one is left as it is.
 
     Raises:
-        ValueError: post-norm, where the gain acts on the stream itself and no later map alone reads it.
+        ValueError: post-norm, where the gain acts on the stream itself and no later map alone reads
+            it.
     """
     config = model.config
     if config.norm_place == "post":
@@ -75,7 +77,9 @@ def _take_norm(state: State, name: str) -> tuple[Tensor | None, Tensor | None]:
     return gain, offset
 
 
-def _fold_into_map(state: State, gain: Tensor | None, offset: Tensor | None, W: str, b: str) -> None:
+def _fold_into_map(
+    state: State, gain: Tensor | None, offset: Tensor | None, W: str, b: str
+) -> None:
     if offset is not None:
         state[b] = state[b] + offset @ state[W]
     if gain is not None:
@@ -107,7 +111,9 @@ def _fold_into_conv(state: State, block: str, layer: Conv) -> None:
     state[W] = gain * state[W] if layer.depthwise else gain[:, None] * state[W]
 
 
-def _build(model: "HookedSequenceModel", config: ModelConfig, state: State) -> "HookedSequenceModel":
+def _build(
+    model: "HookedSequenceModel", config: ModelConfig, state: State
+) -> "HookedSequenceModel":
     folded = type(model).from_config(config, tokenizer=model.tokenizer)
     folded.to(device=model.W_E.device, dtype=model.W_E.dtype).load_state_dict(state)
     return folded.train(model.training)

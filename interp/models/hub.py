@@ -1,6 +1,8 @@
-"""Saving, loading and sharing: config.json, model.safetensors, the tokenizer and a model card, strictly read.
+"""Saving, loading and sharing: config.json, model.safetensors, the tokenizer and a model card,
+strictly read.
 
-Pickle is never read. A name is looked up among the bundled checkpoints, then as a directory, then on the hub.
+Pickle is never read. A name is looked up among the bundled checkpoints, then as a directory, then
+on the hub.
 """
 
 import json
@@ -10,7 +12,12 @@ from typing import Any, ClassVar, Self, cast
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -58,7 +65,9 @@ class HubMixin(PyTorchModelHubMixin, library_name="interp", tags=["mechanistic-i
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """A card that says what the model is and how to load it. A recipe's card says how it was trained, too."""
-        data = ModelCardData(library_name="interp", license="mit", tags=["mechanistic-interpretability"])
+        data = ModelCardData(
+            library_name="interp", license="mit", tags=["mechanistic-interpretability"]
+        )
         layers = "\n".join(f"- layer {i}: `{layer}`" for i, layer in enumerate(self.config.layers))
         text = (
             f"---\n{data.to_yaml()}\n---\n\n# {type(self).__name__}\n\n"
@@ -77,18 +86,21 @@ class HubMixin(PyTorchModelHubMixin, library_name="interp", tags=["mechanistic-i
         dtype: torch.dtype | None = None,
         **download: Any,
     ) -> Self:
-        """A saved model, in eval mode: a bundled name, a directory, or a hub repository, in this order.
+        """A saved model, in eval mode: a bundled name, a directory, or a hub repository, in this
+        order.
 
         Args:
-            pretrained_model_name_or_path: for example "conv-attn", "runs/my-model" or "someone/my-model".
+            pretrained_model_name_or_path: for example "conv-attn", "runs/my-model" or
+                "someone/my-model".
             device: where the weights go.
             dtype: of the weights; as saved by default.
-            download: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the hub.
+            download: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for the
+                hub.
 
         Raises:
             FileNotFoundError: no such name, or a directory that lacks a file.
-            ValueError: a file that is corrupt, truncated, foreign or pickled, or weights that are not this
-                config's; the message names the file or the weight.
+            ValueError: a file that is corrupt, truncated, foreign or pickled, or weights that are
+                not this config's; the message names the file or the weight.
         """
         source = str(pretrained_model_name_or_path)
         files = _find_files(source, download)
@@ -98,7 +110,9 @@ class HubMixin(PyTorchModelHubMixin, library_name="interp", tags=["mechanistic-i
             known = ", ".join(sorted(HubMixin.architectures))
             raise ValueError(f"{source}: architecture {architecture!r} is not one of {known}")
         if not issubclass(kind, cls):
-            raise ValueError(f"{source} holds a {architecture}, not a {cls.__name__}; use interp.load({source!r})")
+            raise ValueError(
+                f"{source} holds a {architecture}, not a {cls.__name__}; use interp.load({source!r})"
+            )
         state = _read_weights(files[WEIGHTS])
         model = kind.from_config(config, tokenizer=_read_tokenizer(files))
         check_state(state, cast(Any, model).state_dict(), source)
@@ -114,7 +128,9 @@ def check_state(state: dict[str, Tensor], expected: dict[str, Tensor], source: s
             raise ValueError(f"{source}: weight {name!r} is missing{nearest(name, state)}")
     for name in state:
         if name not in expected:
-            raise ValueError(f"{source}: weight {name!r} has no place in this model{nearest(name, expected)}")
+            raise ValueError(
+                f"{source}: weight {name!r} has no place in this model{nearest(name, expected)}"
+            )
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
             raise ValueError(
@@ -129,6 +145,11 @@ def _find_files(source: str, download: dict[str, Any]) -> dict[str, Path]:
         return _files_in(directory)
     if directory.exists():
         raise ValueError(f"{source} is a file; give the directory that save_pretrained wrote")
+    if "/" not in source:  # a hub repository is called owner/name
+        raise FileNotFoundError(
+            f"{source!r} is no bundled checkpoint and no directory{nearest(source, bundled())}; the bundled "
+            f"checkpoints are {', '.join(bundled()) or 'none'}"
+        )
     names = f"the bundled checkpoints are {', '.join(bundled()) or 'none'}"
     files = {}
     for name in (CONFIG, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG):
@@ -151,9 +172,13 @@ def _find_files(source: str, download: dict[str, Any]) -> dict[str, Path]:
 def _files_in(directory: Path) -> dict[str, Path]:
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
-            pickled = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl"))
+            pickled = sorted(
+                p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl")
+            )
             hint = f" ({pickled[0]} is a pickle, which is never read)" if pickled else ""
-            raise FileNotFoundError(f"{directory} holds no {name}{hint}; save with model.save_pretrained")
+            raise FileNotFoundError(
+                f"{directory} holds no {name}{hint}; save with model.save_pretrained"
+            )
     names = (CONFIG, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG)
     return {name: directory / name for name in names if (directory / name).is_file()}
 
@@ -171,11 +196,15 @@ def _read_config(path: Path) -> tuple[str, ModelConfig]:
 def _read_weights(path: Path) -> dict[str, Tensor]:
     head = path.open("rb").read(2)
     if head in (b"PK", b"\x80\x02", b"\x80\x04"):
-        raise ValueError(f"{path} is a pickle under another name; pickle is never read, since it can run code")
+        raise ValueError(
+            f"{path} is a pickle under another name; pickle is never read, since it can run code"
+        )
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is corrupt or truncated ({error}); download or save it again") from error
+        raise ValueError(
+            f"{path} is corrupt or truncated ({error}); download or save it again"
+        ) from error
 
 
 def _read_tokenizer(files: dict[str, Path]) -> Any:

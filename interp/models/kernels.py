@@ -37,7 +37,12 @@ class Visibility:
 
 
 def fused(
-    q: HeadFirst, k: KeysFirst, v: KeysFirst, visibility: Visibility, scale: float, dropout: float = 0.0
+    q: HeadFirst,
+    k: KeysFirst,
+    v: KeysFirst,
+    visibility: Visibility,
+    scale: float,
+    dropout: float = 0.0,
 ) -> HeadFirst:
     """softmax(q kᵀ scale) v in one kernel. A query that sees no key gets zero."""
     if visibility.key_mask is None:
@@ -86,9 +91,7 @@ def chunked(
     return torch.cat(outputs, dim=-2), torch.cat(sums, dim=-1)
 
 
-def masked_scores(
-    q: HeadFirst, k: KeysFirst, visibility: Visibility, scale: float
-) -> Scores:
+def masked_scores(q: HeadFirst, k: KeysFirst, visibility: Visibility, scale: float) -> Scores:
     """The scores q kᵀ scale, minus infinity where a query may not look."""
     return _hide((q @ k.transpose(-1, -2)) * scale, visibility)
 

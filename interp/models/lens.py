@@ -15,8 +15,9 @@ _NORM_NAMES = {"layer": "LN", "rms": "RMS", "none": None}
 class LensConfig:
     """Sizes under TransformerLens's names.
 
-    `n_heads`, `d_head` and `d_mlp` are the largest of any layer: TransformerLens knows only one, while our
-    layers may differ and conv layers have none. `final_rms` is False: every norm of a model is of one kind.
+    `n_heads`, `d_head` and `d_mlp` are the largest of any layer: TransformerLens knows only one,
+    while our layers may differ and conv layers have none. `final_rms` is False: every norm of a
+    model is of one kind.
     """
 
     n_layers: int

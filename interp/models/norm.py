@@ -13,11 +13,13 @@ from interp.models.shapes import Stream
 class Norm(nn.Module):
     """x / scale, times a gain w, plus an offset b; LayerNorm subtracts the mean first.
 
-    `hook_scale [batch pos 1]` is what the stream is divided by, `hook_normalized` the output. RMSNorm has
-    no offset. Without `affine` there is neither gain nor offset.
+    `hook_scale [batch pos 1]` is what the stream is divided by, `hook_normalized` the output.
+    RMSNorm has no offset. Without `affine` there is neither gain nor offset.
     """
 
-    def __init__(self, d_model: int, kind: Literal["layer", "rms"], eps: float, affine: bool = True):
+    def __init__(
+        self, d_model: int, kind: Literal["layer", "rms"], eps: float, affine: bool = True
+    ):
         super().__init__()
         self.d_model, self.eps, self.centered = d_model, eps, kind == "layer"
         self.register_parameter("w", nn.Parameter(torch.ones(d_model)) if affine else None)

@@ -5,7 +5,15 @@ from typing import Any, TypedDict, Unpack
 from torch import Tensor
 
 from interp.models import course
-from interp.models.config import MLP, Attention, Conv, ModelConfig, NormKind, NormPlace, PositionKind
+from interp.models.config import (
+    MLP,
+    Attention,
+    Conv,
+    ModelConfig,
+    NormKind,
+    NormPlace,
+    PositionKind,
+)
 from interp.models.hub import HubMixin
 from interp.models.sequence import HookedSequenceModel
 
@@ -44,8 +52,9 @@ class _Preset(HookedSequenceModel):
 
 
 class HookedConvAttn(_Preset):
-    """A causal convolution, then one attention layer: the smallest model whose convolution can do the work of a
-    previous-token head. `lags=1` is its control: as many weights per lag, and no neighbour.
+    """A causal convolution, then one attention layer: the smallest model whose convolution can do
+    the work of a previous-token head. `lags=1` is its control: as many weights per lag, and no
+    neighbour.
 
     >>> model = HookedConvAttn(d_vocab=100, d_model=32, n_heads=4, n_ctx=16)
     >>> model.conv(0).W.shape, model.W_Q.shape
@@ -70,12 +79,16 @@ class HookedConvAttn(_Preset):
         self._build((conv, head), options, d_vocab=d_vocab, d_model=d_model, n_ctx=n_ctx)
 
     @classmethod
-    def from_course(cls, state_dict: dict[str, Tensor], *, n_ctx: int = 1024, causal: bool = True) -> "HookedConvAttn":
-        """The course's conv-attn network: a masked Conv1d, one head without output map, no residual stream.
+    def from_course(
+        cls, state_dict: dict[str, Tensor], *, n_ctx: int = 1024, causal: bool = True
+    ) -> "HookedConvAttn":
+        """The course's conv-attn network: a masked Conv1d, one head without output map, no residual
+        stream.
 
         Args:
-            state_dict: with keys `embeddings.weight`, `conv.weight [out in 3]`, `conv.bias`, optionally
-                `filter_mask`, `qkv.W_Q.weight`, `qkv.W_K.weight`, `qkv.W_V.weight`, `lm_head.weight`, `lm_head.bias`.
+            state_dict: with keys `embeddings.weight`, `conv.weight [out in 3]`, `conv.bias`,
+                optionally `filter_mask`, `qkv.W_Q.weight`, `qkv.W_K.weight`, `qkv.W_V.weight`,
+                `lm_head.weight`, `lm_head.bias`.
             n_ctx: the longest sequence to accept; the network itself has no positions.
             causal: False computes what the published code did, which lets the future leak.
 
@@ -107,10 +120,14 @@ class HookedAttnAttn(_Preset):
         self._build((head, head), options, d_vocab=d_vocab, d_model=d_model, n_ctx=n_ctx)
 
     @classmethod
-    def from_course(cls, state_dict: dict[str, Tensor], *, n_ctx: int = 1024, causal: bool = True) -> "HookedAttnAttn":
-        """The course's attn-attn network: two single-head layers, the second reading the first's output.
+    def from_course(
+        cls, state_dict: dict[str, Tensor], *, n_ctx: int = 1024, causal: bool = True
+    ) -> "HookedAttnAttn":
+        """The course's attn-attn network: two single-head layers, the second reading the first's
+        output.
 
-        Keys are those of `HookedConvAttn.from_course`, with `qkv1.*` and `qkv2.*` in place of `conv.*` and `qkv.*`.
+        Keys are those of `HookedConvAttn.from_course`, with `qkv1.*` and `qkv2.*` in place of
+        `conv.*` and `qkv.*`.
         """
         return course.load(cls, state_dict, course.ATTN_ATTN, n_ctx, causal)
 
@@ -138,8 +155,8 @@ class HookedAttn(_Preset):
 
 
 class HookedSmearedAttn(_Preset):
-    """One attention layer with smeared keys: each head mixes a key with the one before it by a trained scalar
-    (Olsson et al. 2022, argument 2). One layer is then enough for induction.
+    """One attention layer with smeared keys: each head mixes a key with the one before it by a
+    trained scalar (Olsson et al. 2022, argument 2). One layer is then enough for induction.
 
     >>> HookedSmearedAttn(d_vocab=100, d_model=32, n_heads=4, n_ctx=16).attn(0).smear.shape
     torch.Size([4])
@@ -161,7 +178,8 @@ class HookedSmearedAttn(_Preset):
 
 
 class HookedGPT(_Preset):
-    """Attention and MLP blocks with learned positions, as in GPT-2 (pre-norm) or GPT-1 (`norm_place="post"`).
+    """Attention and MLP blocks with learned positions, as in GPT-2 (pre-norm) or GPT-1
+    (`norm_place="post"`).
 
     >>> model = HookedGPT(d_vocab=65, d_model=64, n_layers=4, n_heads=4, n_ctx=32, dropout=0.1)
     >>> model.cfg.d_mlp
@@ -190,8 +208,10 @@ def load(name: str, **kwargs: Any) -> HookedSequenceModel:
     """A saved model as the class it was saved from, whatever it is.
 
     Args:
-        name: a bundled checkpoint (see `available`), a directory, or a hub repository, looked up in this order.
-        kwargs: `device`, `dtype`, and the hub's `revision`, `token`, `cache_dir`, `local_files_only`.
+        name: a bundled checkpoint (see `available`), a directory, or a hub repository, looked up in
+            this order.
+        kwargs: `device`, `dtype`, and the hub's `revision`, `token`, `cache_dir`,
+            `local_files_only`.
     """
     return HookedSequenceModel.from_pretrained(name, **kwargs)
 

@@ -1,7 +1,7 @@
 """What an analysis may ask of any model: one of ours, or a `transformer_lens.TransformerBridge`.
 
-`view(model)` answers the same questions for both. An analysis written against a view runs on either, and what a
-model cannot answer is refused at once, with the reason.
+`view(model)` answers the same questions for both. An analysis written against a view runs on
+either, and what a model cannot answer is refused at once, with the reason.
 """
 
 from abc import ABC, abstractmethod
@@ -40,7 +40,8 @@ class View(ABC):
 
     @abstractmethod
     def listen_to_attention(self, tokens: Tokens, hear: Callable[[int, Entries], None]) -> None:
-        """Run the model and let `hear(layer, entries)` read the attention of each layer as it is computed.
+        """Run the model and let `hear(layer, entries)` read the attention of each layer as it is
+        computed.
 
         Nothing above the last attention layer is run.
         """
@@ -71,14 +72,19 @@ class View(ABC):
     def bos(self) -> int:
         """The token that starts a sequence: the tokenizer's BOS, or its end token, or, without a tokenizer, 0."""
         tokenizer = getattr(self.model, "tokenizer", None)
-        candidates = (getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None))
+        candidates = (
+            getattr(tokenizer, "bos_token_id", None),
+            getattr(tokenizer, "eos_token_id", None),
+        )
         return next((token for token in candidates if token is not None), 0)
 
     def check_finite(self) -> None:
         """Refuse a model with a NaN or an infinity in it, naming the weight."""
         for name, weight in self.model.named_parameters():
             if not torch.isfinite(weight).all():
-                raise ValueError(f"{self.name}: weight {name!r} holds NaN or infinity, so every score would be NaN")
+                raise ValueError(
+                    f"{self.name}: weight {name!r} holds NaN or infinity, so every score would be NaN"
+                )
 
     def check_tokens(self, tokens: Tokens, at_least: int = 2) -> None:
         """Refuse tokens that the model cannot read, before any work."""
@@ -93,7 +99,9 @@ class View(ABC):
             )
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.d_vocab:
-            raise ValueError(f"token {low if low < 0 else high} is outside the vocabulary of {self.d_vocab}")
+            raise ValueError(
+                f"token {low if low < 0 else high} is outside the vocabulary of {self.d_vocab}"
+            )
 
 
 def view(model: Any) -> View:
@@ -150,7 +158,9 @@ class _OurView(View):
         attn, prefix = self.model.attn(layer), f"blocks.{layer}.attn."
         if attn.hook_pattern.is_listened_to() or attn.hook_attn_scores.is_listened_to():
             # Somebody may be changing the pattern: read what the layer really uses.
-            return [(prefix + "hook_pattern", lambda pattern, hook: hear(layer, entries_of(pattern)))]
+            return [
+                (prefix + "hook_pattern", lambda pattern, hook: hear(layer, entries_of(pattern)))
+            ]
         heard: dict[str, Heads] = {}
 
         def keep(name: str) -> Callable[..., None]:
@@ -171,13 +181,15 @@ class _BridgeView(View):
         self.model = model
         self.n_ctx, self.d_vocab = int(model.cfg.n_ctx), int(model.cfg.d_vocab)
         if not self.heads:
-            raise ValueError(f"{type(model).__name__} has no attention pattern to hook; it cannot be scored")
+            raise ValueError(
+                f"{type(model).__name__} has no attention pattern to hook; it cannot be scored"
+            )
 
     @property
     def heads(self) -> dict[int, int]:
         layers = range(self.model.cfg.n_layers)
         hooked = (layer for layer in layers if self._pattern(layer) in self.model.hook_dict)
-        return {layer: self.model.cfg.n_heads for layer in hooked}
+        return dict.fromkeys(hooked, self.model.cfg.n_heads)
 
     @property
     def name(self) -> str:

@@ -81,14 +81,16 @@ class HookedSequenceModel(HubMixin, TextMixin, WeightsMixin, HookedRootModule):
         Args:
             tokens: `[batch pos]`, or text if the model has a tokenizer.
             return_type: "logits" `[batch pos vocab]`, "loss" (nats, a scalar), or "both" as a pair.
-            loss_per_token: give the loss as `[batch pos-1]`, one per predicted token; 0 where that is padding.
-            attention_mask: 1 or True for real tokens, 0 or False for padding, which is never attended to.
-            stop_at_layer: return the stream `[batch pos d_model]` before this block instead; nothing
-                later is computed.
+            loss_per_token: give the loss as `[batch pos-1]`, one per predicted token; 0 where that
+                is padding.
+            attention_mask: 1 or True for real tokens, 0 or False for padding, which is never
+                attended to.
+            stop_at_layer: return the stream `[batch pos d_model]` before this block instead;
+                nothing later is computed.
 
         Raises:
-            ValueError: a wrong return type, tokens outside the vocabulary or longer than n_ctx, a mask of
-                another shape, a loss of a single token.
+            ValueError: a wrong return type, tokens outside the vocabulary or longer than n_ctx, a
+                mask of another shape, a loss of a single token.
         """
         tokens, key_mask = self._check_input(tokens, return_type, attention_mask)
         stream = self._stream(tokens, key_mask, self._check_layer(stop_at_layer))
@@ -148,8 +150,11 @@ class HookedSequenceModel(HubMixin, TextMixin, WeightsMixin, HookedRootModule):
                 f"n_ctx={n_ctx} tokens; cut the sequence or make a model with a longer context"
             )
         if needs_target and n_pos == 1:
-            raise ValueError("a loss needs a next token, but the sequence has 1 token; give 2 or more")
-        # Looking at the values would stall a GPU and break a compiled graph; there PyTorch's own check has to do.
+            raise ValueError(
+                "a loss needs a next token, but the sequence has 1 token; give 2 or more"
+            )
+        # Looking at the values would stall a GPU and break a compiled graph; there PyTorch's own
+        # check has to do.
         if not torch.compiler.is_compiling() and tokens.device.type == "cpu":
             low, high = int(tokens.min()), int(tokens.max())
             if low < 0 or high >= self.config.d_vocab:
@@ -173,7 +178,8 @@ class HookedSequenceModel(HubMixin, TextMixin, WeightsMixin, HookedRootModule):
     ) -> tuple[Any, ActivationCache]:
         """What `forward` returns, and every activation that `names_filter` asks for (default: all).
 
-        Takes TransformerLens's arguments: `names_filter`, `device`, `remove_batch_dim`, `incl_bwd`, `pos_slice`.
+        Takes TransformerLens's arguments: `names_filter`, `device`, `remove_batch_dim`, `incl_bwd`,
+        `pos_slice`.
         """
         if isinstance(names := kwargs.get("names_filter"), str):
             self._check_hook_name(names)
@@ -186,7 +192,8 @@ class HookedSequenceModel(HubMixin, TextMixin, WeightsMixin, HookedRootModule):
     def get_caching_hooks(self, *args: Any, pos_slice: Any = None, **kwargs: Any) -> Any:
         """As in TransformerLens, but the position axis is each hook point's own (`pos_dim`).
 
-        TransformerLens guesses it from the hook's name, and would cut the heads of a smeared or rotated key.
+        TransformerLens guesses it from the hook's name, and would cut the heads of a smeared or
+        rotated key.
         """
         cache, forward_hooks, backward_hooks = super().get_caching_hooks(*args, **kwargs)
         cut = Slice.unwrap(pos_slice)
@@ -196,7 +203,9 @@ class HookedSequenceModel(HubMixin, TextMixin, WeightsMixin, HookedRootModule):
         def cut_positions(_: Tensor, hook: HookPoint) -> None:
             cache[hook.name] = cut.apply(cache[hook.name], dim=cast(int, hook.pos_dim))
 
-        with_cuts = [pair for name, save in forward_hooks for pair in ((name, save), (name, cut_positions))]
+        with_cuts = [
+            pair for name, save in forward_hooks for pair in ((name, save), (name, cut_positions))
+        ]
         return cache, with_cuts, backward_hooks
 
     def _enable_hook_with_name(self, name: str, hook: Any, dir: Literal["fwd", "bwd"]) -> None:
@@ -205,7 +214,9 @@ class HookedSequenceModel(HubMixin, TextMixin, WeightsMixin, HookedRootModule):
 
     def _check_hook_name(self, name: str) -> None:
         if name not in self.hook_dict:
-            raise ValueError(f"{name!r} is no hook point of this model{nearest(name, self.hook_dict)}")
+            raise ValueError(
+                f"{name!r} is no hook point of this model{nearest(name, self.hook_dict)}"
+            )
 
     def fold_norms(self) -> Self:
         """The equal model whose norms have gain 1 and offset 0: both are folded into the maps that read them."""

@@ -19,7 +19,9 @@ class TextMixin(nn.Module):
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:
-            raise ValueError("this model has no tokenizer; set model.tokenizer, or give tokens instead of text")
+            raise ValueError(
+                "this model has no tokenizer; set model.tokenizer, or give tokens instead of text"
+            )
         return self.tokenizer
 
     def to_tokens(self, text: str | Sequence[str], prepend_bos: bool = True) -> Tokens:
@@ -36,7 +38,9 @@ class TextMixin(nn.Module):
         longest = max(len(row) for row in rows)
         short = any(len(row) < longest for row in rows)
         if short and tokenizer.pad_token_id is None:
-            raise ValueError("the texts have different lengths and the tokenizer has no padding token")
+            raise ValueError(
+                "the texts have different lengths and the tokenizer has no padding token"
+            )
         padded = [row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows]
         return torch.tensor(padded, dtype=torch.long).to(self.embed.W_E.device)  # type: ignore[union-attr]
 
@@ -45,7 +49,9 @@ class TextMixin(nn.Module):
     ) -> list[str]:
         """One sequence, token by token, as the strings that a reader would see."""
         tokenizer = self._need_tokenizer()
-        tokens = self.to_tokens(text, prepend_bos) if isinstance(text, str) else torch.as_tensor(text)
+        tokens = (
+            self.to_tokens(text, prepend_bos) if isinstance(text, str) else torch.as_tensor(text)
+        )
         if tokens.ndim == 2 and tokens.shape[0] != 1:
             raise ValueError(f"to_str_tokens reads one sequence, but was given {tokens.shape[0]}")
         return [tokenizer.decode([token]) for token in tokens.flatten().tolist()]
@@ -83,9 +89,11 @@ class TextMixin(nn.Module):
         Args:
             prompt: what to continue; only the last n_ctx tokens of the growing sequence are read.
             max_new_tokens: how many tokens to add.
-            temperature: 0 takes the likeliest token each time; 1 samples from the model's own distribution.
+            temperature: 0 takes the likeliest token each time; 1 samples from the model's own
+                distribution.
             top_k: sample from the k likeliest tokens only.
-            top_p: sample from the fewest tokens whose probability reaches p only (nucleus sampling).
+            top_p: sample from the fewest tokens whose probability reaches p only (nucleus
+                sampling).
             seed: of the sampling; the global random state is neither read nor written.
             stop_at_eos: end once every sequence has produced the tokenizer's end token.
         """
@@ -100,7 +108,9 @@ class TextMixin(nn.Module):
         self.eval()
         try:
             for _ in range(max_new_tokens):
-                new = choose(self(tokens[:, -self.config.n_ctx :])[:, -1].float(), tokens, generator)
+                new = choose(
+                    self(tokens[:, -self.config.n_ctx :])[:, -1].float(), tokens, generator
+                )
                 if eos is not None:
                     new = new.masked_fill(done, eos)
                     done = done | (new == eos)
@@ -109,7 +119,9 @@ class TextMixin(nn.Module):
                     break
         finally:
             self.train(was_training)
-        return self._need_tokenizer().decode(tokens[0].tolist()) if isinstance(prompt, str) else tokens
+        return (
+            self._need_tokenizer().decode(tokens[0].tolist()) if isinstance(prompt, str) else tokens
+        )
 
 
 def _chooser(temperature: float, top_k: int | None, top_p: float | None) -> Any:

@@ -37,13 +37,17 @@ class WeightsMixin(nn.Module):
     def attn(self, layer: int) -> Attention:
         """The attention of one layer; an error names the layers that have one."""
         if layer not in self.attention_layers:
-            raise ValueError(f"layer {layer} has no heads; the attention layers are {self.attention_layers}")
+            raise ValueError(
+                f"layer {layer} has no heads; the attention layers are {self.attention_layers}"
+            )
         return self.blocks[layer].attn  # type: ignore[return-value]
 
     def conv(self, layer: int) -> CausalConv:
         """The convolution of one layer; an error names the layers that have one."""
         if layer not in self.conv_layers:
-            raise ValueError(f"layer {layer} has no convolution; the conv layers are {self.conv_layers}")
+            raise ValueError(
+                f"layer {layer} has no convolution; the conv layers are {self.conv_layers}"
+            )
         return self.blocks[layer].conv  # type: ignore[return-value]
 
     def _stack_heads(self, name: str, weight: Callable[[Attention], Tensor]) -> Tensor:
@@ -134,7 +138,8 @@ class WeightsMixin(nn.Module):
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
     ) -> Float[Tensor, " d_model"]:
-        """The sum of b_O, b_conv and, if asked, b_out of all layers before this one (TransformerLens's contract).
+        """The sum of b_O, b_conv and, if asked, b_out of all layers before this one
+        (TransformerLens's contract).
 
         `mlp_input` counts this layer's mixer as well: what its MLP reads.
         """
@@ -150,10 +155,11 @@ class WeightsMixin(nn.Module):
     def tokens_to_residual_directions(
         self, tokens: int | str | Int[Tensor, "..."]
     ) -> Float[Tensor, "... d_model"]:
-        """The direction in the normalised stream whose dot product is a token's logit, the last norm's gain folded in.
+        """The direction in the normalised stream whose dot product is a token's logit, the last
+        norm's gain folded in.
 
-        TransformerLens leaves the gain out and asks for a folded model; with it the attributions of any model
-        add up to its logits, `logit_bias` included.
+        TransformerLens leaves the gain out and asks for a folded model; with it the attributions of
+        any model add up to its logits, `logit_bias` included.
         """
         if isinstance(tokens, str):
             tokens = self.to_single_token(tokens)  # type: ignore[operator]

@@ -25,7 +25,7 @@ WIDTH_FOR_TEXT, WIDTH_FOR_LARGE_TEXT = 24, 34
 
 
 @dataclass(frozen=True)
-class Grid:
+class _Grid:
     """Where the panels of a figure are, in pixels."""
 
     n_layers: int
@@ -36,7 +36,7 @@ class Grid:
     cell_height: float
 
     @classmethod
-    def around(cls, places: Sequence[tuple[int, int]], n_panels: int) -> "Grid":
+    def around(cls, places: Sequence[tuple[int, int]], n_panels: int) -> "_Grid":
         """As many panels side by side as fit with readable cells, the others below them."""
         n_layers, n_heads = (1 + max(place[i] for place in places) for i in (0, 1))
         narrowest = max(PANEL_WIDTH, n_heads * CELL_WIDTH[0])
@@ -91,7 +91,7 @@ def heads(result: Result) -> go.Figure:
     places = [_place(str(label), result.name) for label in result.labels["head"]]
     if not places or not panels:
         raise ValueError(f"{result.name} holds no head to draw")
-    grid = Grid.around(places, len(panels))
+    grid, scale = _Grid.around(places, len(panels)), _Scale.of(result.values)
     width = max(FIGURE_WIDTH, LEFT + grid.width + RIGHT)
     top = TOP + PANEL_TITLE * (len(panels) > 1)
     figure = go.Figure(
@@ -100,17 +100,54 @@ def heads(result: Result) -> go.Figure:
             width=width,
             height=top + grid.height + BOTTOM,
             margin={"l": LEFT, "r": width - LEFT - grid.width, "t": top, "b": BOTTOM},
-            coloraxis=_colours(result),
+            coloraxis=scale.axis(),
         )
     )
     for number, (name, panel) in enumerate(panels):
-        _draw(figure, number, grid, _Cells.of(panel, places, grid))
+        _draw(figure, number, grid, scale, _Cells.of(panel, places, grid))
         x, y = grid.domains(number)
         figure.add_annotation(
             text=_caption(name, panel), showarrow=False, align="left",
             x=x[0], xref="paper", xanchor="left", y=y[1], yref="paper", yanchor="bottom", yshift=3,
         )  # fmt: skip
     return figure
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """From value to colour."""
+
+    low: float
+    high: float
+    colours: tuple[str, ...]
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "_Scale":
+        known = values[np.isfinite(values)]
+        low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+        if low < 0:
+            reach = max(-low, high)
+            return cls(-reach, reach, style.DIVERGING)
+        return cls(0.0, 1.0 if high <= 1 else high, style.SEQUENTIAL)
+
+    def axis(self) -> dict[str, Any]:
+        ticks = [self.low, (self.low + self.high) / 2, self.high]
+        bar = {
+            "orientation": "h", "len": 200, "lenmode": "pixels", "thickness": 9, "outlinewidth": 0,
+            "x": 0, "xref": "paper", "xanchor": "left", "xpad": 0,
+            "y": 0, "yref": "container", "yanchor": "bottom", "ypad": 8,
+            "tickvals": ticks, "tickformat": ".2~f", "tickfont": {"size": 11},
+        }  # fmt: skip
+        return {"cmin": self.low, "cmax": self.high, "colorscale": self.colours, "colorbar": bar}
+
+    def ink_on(self, values: np.ndarray) -> list[str]:
+        """For each value the colour of text, dark or white, that stands out more from its tile."""
+        shares = ((values - self.low) / (self.high - self.low)).clip(0, 1)
+        tiles = np.array(sample_colorscale(list(self.colours), shares, colortype="tuple"))
+        linear = np.where(tiles <= 0.04045, tiles / 12.92, ((tiles + 0.055) / 1.055) ** 2.4)
+        luminance = linear @ np.array([0.2126, 0.7152, 0.0722])
+        # Here the contrasts (WCAG 2) with white and with the ink, of luminance 0.018, are equal.
+        return [style.INK if bright else "white" for bright in luminance > 0.217]
 
 
 def _place(label: str, name: str) -> tuple[int, int]:
@@ -128,18 +165,18 @@ class _Cells:
     hover: np.ndarray
 
     @classmethod
-    def of(cls, panel: Result, places: Sequence[tuple[int, int]], grid: Grid) -> "_Cells":
+    def of(cls, panel: Result, places: Sequence[tuple[int, int]], grid: _Grid) -> "_Cells":
         shape = (grid.n_layers, grid.n_heads)
         cells = cls(np.full(shape, np.nan), np.full(shape, "no head", object))
-        for place, row in zip(places, panel.to_frame().itertuples(), strict=True):
-            chance = "" if math.isnan(row.chance) else f"<br>chance {rounded(row.chance)}"
-            cells.values[place] = row.value
-            reading = rounded(row.value, row.standard_error)
-            cells.hover[place] = f"<b>{row.head}</b>  {reading}{chance}"
+        for place, row in zip(places, panel.to_frame().to_dict("records"), strict=True):
+            chance = "" if math.isnan(row["chance"]) else f"<br>chance {rounded(row['chance'])}"
+            reading = rounded(row["value"], row["standard_error"])
+            cells.values[place] = row["value"]
+            cells.hover[place] = f"<b>{row['head']}</b>  {reading}{chance}"
         return cells
 
 
-def _draw(figure: go.Figure, number: int, grid: Grid, cells: _Cells) -> None:
+def _draw(figure: go.Figure, number: int, grid: _Grid, scale: _Scale, cells: _Cells) -> None:
     suffix = str(number + 1) if number else ""
     axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
     tiles = {"xgap": 1.5, "ygap": 1.5, "hoverongaps": False, **axes}
@@ -159,7 +196,7 @@ def _draw(figure: go.Figure, number: int, grid: Grid, cells: _Cells) -> None:
             text=[f"{value:.2f}" for value in values],
             textfont={
                 "size": 12 if grid.cell_width >= WIDTH_FOR_LARGE_TEXT else 9,
-                "color": _ink_on(figure.layout.coloraxis, values),
+                "color": scale.ink_on(values),
             },
             hoverinfo="skip",
             showlegend=False,
@@ -188,16 +225,6 @@ def _draw(figure: go.Figure, number: int, grid: Grid, cells: _Cells) -> None:
     )
 
 
-def _ink_on(scale: go.layout.Coloraxis, values: np.ndarray) -> list[str]:
-    """For each value the text colour, dark or white, that stands out more from its tile."""
-    shares = (values - scale.cmin) / (scale.cmax - scale.cmin)
-    tiles = np.array(sample_colorscale(scale.colorscale, shares.clip(0, 1), colortype="tuple"))
-    linear = np.where(tiles <= 0.04045, tiles / 12.92, ((tiles + 0.055) / 1.055) ** 2.4)
-    luminance = linear @ np.array([0.2126, 0.7152, 0.0722])
-    # Where contrast (WCAG 2) with white and with the ink, of luminance 0.018, are equal.
-    return [style.INK if bright else "white" for bright in luminance > 0.217]
-
-
 def _ticks(title: str, count: int, **more: Any) -> dict[str, Any]:
     step = 1 if count <= 12 else 5
     return style.axis(title, showgrid=False, tick0=0, dtick=step, fixedrange=True, **more)
@@ -213,20 +240,3 @@ def _caption(name: str, panel: Result) -> str:
         facts.append(f"chance {rounded(panel.chance[0])}")
     title = f"<b>{style.words(name)}</b><br>" if name else ""
     return title + style.small(", ".join(facts))
-
-
-def _colours(result: Result) -> dict[str, Any]:
-    values = result.values[np.isfinite(result.values)]
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
-    if low < 0:
-        reach = max(-low, high)
-        low, high, colours = -reach, reach, style.DIVERGING
-    else:
-        low, high, colours = 0.0, 1.0 if high <= 1 else high, style.SEQUENTIAL
-    bar = {
-        "orientation": "h", "len": 200, "lenmode": "pixels", "thickness": 9, "outlinewidth": 0,
-        "x": 0, "xref": "paper", "xanchor": "left", "xpad": 0,
-        "y": 0, "yref": "container", "yanchor": "bottom", "ypad": 8,
-        "tickvals": [low, (low + high) / 2, high], "tickformat": ".2~f", "tickfont": {"size": 11},
-    }  # fmt: skip
-    return {"cmin": low, "cmax": high, "colorscale": colours, "colorbar": bar}

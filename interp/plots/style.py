@@ -12,7 +12,7 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 INK = "#1f2430"
 # Half-transparent greys and no background: a figure sits on a light page as well as on a dark one.
 FAINT = "rgba(128,128,128,0.22)"
-QUIET = "rgba(128,128,128,0.95)"
+QUIET = "#7a7a7a"
 # Okabe and Ito (2008), less the yellow and the black.
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 # cmocean's "dense" on white: even steps of lightness, from nothing to dark.

@@ -7,6 +7,7 @@ from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from interp.analysis import head_scores, in_context_learning_score, repeated_sequence_loss
+from interp.analysis.sequences import copy_length
 from interp.models import HookedSequenceModel
 
 TEXT_BLOCKS = 256
@@ -38,8 +39,3 @@ def probe(model: HookedSequenceModel, text: Dataset) -> dict[str, float]:
         **{name: float(repeated.sel(measure=name)) for name in repeated.labels["measure"]},
         "in_context_learning_score": float(in_context_learning_score(model, text["input_ids"][:])),
     }
-
-
-def copy_length(n_ctx: int) -> int:
-    """The length of one copy in the probes: the usual 50, or as much as the context holds twice after BOS."""
-    return min(50, (n_ctx - 1) // 2)

@@ -12,8 +12,8 @@ from huggingface_hub import ModelCardData
 import interp.models as models
 from interp.analysis import head_scores, in_context_learning_score, loss_by_position, repeated_sequence_loss
 from interp.analysis.result import Result, versions
+from interp.analysis.sequences import copy_length
 from interp.data.corpus import Corpus
-from interp.training.callbacks import copy_length
 from interp.training.recipe import Recipe
 
 

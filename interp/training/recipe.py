@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import tomli_w
 
-from interp.models import HookedSequenceModel
-from interp.models.hooks import nearest
-from interp.models.hub import HubMixin
+if TYPE_CHECKING:
+    from interp.models import HookedSequenceModel
 
 
 def _help(text: str, default: Any) -> Any:
@@ -54,7 +53,7 @@ class Recipe:
     compile: bool = _help("run the model through torch.compile", False)
 
     def __post_init__(self) -> None:
-        presets = sorted(set(HubMixin.architectures) - {HookedSequenceModel.__name__})
+        presets = [name for name in _architectures() if name != "HookedSequenceModel"]
         self._require(self.architecture in presets, "architecture", f"one of {', '.join(presets)}")
         self._require(self.tokenizer in ("bpe", "characters"), "tokenizer", "bpe or characters")
         floor = 258 if self.tokenizer == "bpe" else 4
@@ -76,9 +75,9 @@ class Recipe:
         if not condition:
             raise ValueError(f"recipe: {name} is {getattr(self, name)!r}, but must be {bound}")
 
-    def build(self, d_vocab: int, tokenizer: Any = None) -> HookedSequenceModel:
+    def build(self, d_vocab: int, tokenizer: Any = None) -> "HookedSequenceModel":
         """A fresh model for this recipe; sizes that do not fit are refused here."""
-        preset: Any = HubMixin.architectures[self.architecture]
+        preset = _architectures()[self.architecture]
         try:
             return preset(
                 d_vocab=d_vocab, n_ctx=self.n_ctx, seed=self.seed, tokenizer=tokenizer, **self.model
@@ -103,6 +102,8 @@ class Recipe:
     @classmethod
     def from_toml(cls, text: str) -> Self:
         """The inverse of `to_toml`; an unknown key is named."""
+        from interp.models.hooks import nearest
+
         data = tomllib.loads(text)
         known = [item.name for item in fields(cls)]
         for key in data:
@@ -124,6 +125,13 @@ class Recipe:
             return cls.from_toml(path.read_text(encoding="utf-8"))
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path} is not TOML: {error}") from error
+
+
+def _architectures() -> dict[str, Any]:
+    """The model classes by name. Imported late: they bring PyTorch and TransformerLens with them."""
+    from interp.models.presets import HubMixin
+
+    return dict(HubMixin.architectures)
 
 
 def _bundled() -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""The documentation strings of installed packages: what is read, in which order, and what is not."""
+"""The documentation strings of installed packages: what is read, and in which order."""
 
 import gc
 import sysconfig

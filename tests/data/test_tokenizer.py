@@ -41,7 +41,7 @@ def plain(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return tokenizer(text, split_special_tokens=True).input_ids
 
 
-# ---------------------------------------------------------------------------------------- there and back
+# ------------------------------------------------------------------------------- there and back
 
 
 @given(any_text)
@@ -114,7 +114,7 @@ def test_a_special_token_in_the_documents_is_text_to_learn_from(kind):
     assert with_it.convert_tokens_to_ids(BOS) == 0
 
 
-# ------------------------------------------------------------------------------ size and determinism
+# ------------------------------------------------------------------------- size and determinism
 
 
 @pytest.mark.parametrize("kind", ["bpe", "characters"])

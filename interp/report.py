@@ -1,0 +1,164 @@
+"""One model, its analyses, one page: the only place where analyses and plots meet."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interp.analysis import (
+    Result,
+    attention_pattern,
+    head_scores,
+    loss_by_position,
+    repeated_sequence_loss,
+    repeated_tokens,
+)
+from interp.analysis.sequences import RepeatedTokens, copy_length
+from interp.models import load
+from interp.models.protocol import View, view
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured, and the page that shows it.
+
+    Attributes:
+        model: the model's name.
+        scores: `head_scores` of every head.
+        repeated: `repeated_sequence_loss`.
+        loss: `loss_by_position` on the same repeated random tokens.
+        path: the page.
+    """
+
+    model: str
+    scores: Result
+    repeated: Result
+    loss: Result
+    path: Path
+
+    @property
+    def best_head(self) -> str:
+        """The head with the highest induction score."""
+        return self.scores.sel(score="induction").best()
+
+    def sentence(self) -> str:
+        """What was found, in words and numbers."""
+        best = self.scores.sel(score="induction", head=self.best_head)
+        drop = self.repeated.sel(measure="drop")
+        accuracy = self.repeated.sel(measure="second_copy_accuracy")
+        times = float(best) / best.chance.item() if best.chance is not None else float("nan")
+        return (
+            f"The head with the highest induction score is {self.best_head}: {_value(best)}, {times:.0f} times what "
+            f"uniform attention would score. The second copy of random tokens costs {_value(drop)} nats less than "
+            f"the first; {100 * float(accuracy):.1f} % of its tokens are the model's first guess."
+        )
+
+    def __rich__(self) -> "RenderableType":
+        """The scores as a table, for `rich.print`."""
+        from rich.console import Group
+        from rich.table import Table
+
+        table = Table(title=f"Attention of each head on repeated random tokens: {self.model}")
+        table.add_column("head")
+        kinds = [str(kind) for kind in self.scores.labels["score"]]
+        for kind in kinds:
+            table.add_column(kind.replace("_", " "), justify="right")
+        for head in self.scores.labels["head"]:
+            cells = [_value(self.scores.sel(score=kind, head=head)) for kind in kinds]
+            table.add_row(str(head), *cells, style="bold" if head == self.best_head else "")
+        table.add_section()
+        first = self.scores.labels["head"][0]
+        chance = [self.scores.sel(score=kind, head=first).chance for kind in kinds]
+        table.add_row("chance", *("" if c is None else f"{c.item():.3f}" for c in chance), style="dim")
+        return Group(table, self.sentence())
+
+
+def report(
+    model: Any, path: str | os.PathLike[str] = "report.html", *, n_sequences: int = 50, seed: int = 0
+) -> Report:
+    """Score a model's heads on repeated random tokens and write an interactive, self-contained page.
+
+    Args:
+        model: one of ours, a `TransformerBridge`, or anything that `interp.load` takes.
+        path: the page to write.
+        n_sequences: sequences to average over.
+        seed: of the random tokens.
+
+    Returns:
+        The numbers and the path; `rich.print(report)` shows a table.
+
+    Raises:
+        FileNotFoundError: there is no such model, or no directory to write the page to.
+    """
+    path = Path(path)
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no directory {path.parent} to write the page to; make it first")
+    model = load(str(model)) if isinstance(model, str | Path) else model
+    seen = view(model)
+    n = copy_length(seen.n_ctx)
+    probe = repeated_tokens(
+        n,
+        d_vocab=seen.d_vocab,
+        bos=seen.bos,
+        exclude=seen.special_tokens,
+        n_sequences=n_sequences,
+        n_ctx=seen.n_ctx,
+        seed=seed,
+    )
+    found = Report(
+        model=seen.name,
+        scores=head_scores(model, n=n, n_sequences=n_sequences, seed=seed),
+        repeated=repeated_sequence_loss(model, n=n, n_sequences=n_sequences, seed=seed),
+        loss=loss_by_position(model, probe.tokens),
+        path=path,
+    )
+    _write(found, seen, probe)
+    return found
+
+
+def _write(found: Report, seen: View, probe: RepeatedTokens) -> None:
+    from interp.plots import attention
+    from interp.plots.page import Section, write_page
+
+    layer = int(found.best_head[1:].split("H")[0])
+    sequence = probe.tokens[:1]
+    pattern = attention_pattern(seen.model, sequence, layer)
+    heads = [str(head) for head in pattern.labels["head"]]
+    picture = attention.view(_words(seen, sequence[0].tolist()), pattern.values, heads)
+    sections = [
+        Section(
+            "What each head does",
+            f"Every head of the model, on {found.scores.provenance['n_sequences']} sequences of BOS and twice {probe.n} "
+            "random tokens. Induction: attention from a token of the second copy to the token that followed it in the "
+            "first. Previous token: to the token before. Duplicate token: to the same token in the first copy. "
+            "First token: to position 0, where a head rests that has nothing to do.",
+            [found.scores.plot()],
+        ),
+        Section(
+            "What it does for the predictions",
+            "Random tokens cannot be predicted, but their repetition can. A model with induction heads pays less for "
+            "the second copy than for the first.",
+            [found.loss.plot(), found.repeated.plot()],
+        ),
+        Section(
+            "One sequence",
+            f"The attention of layer {layer}, which holds the best head, on the first of these sequences. Choose a head, then "
+            "hover over a token to see where it looks.",
+            [picture],
+        ),
+        Section("The numbers", "", [found.scores, found.repeated]),
+    ]
+    write_page(found.path, f"{found.model}: what its heads copy", sections, lead=found.sentence())
+
+
+def _words(seen: View, tokens: list[int]) -> list[str]:
+    tokenizer = getattr(seen.model, "tokenizer", None)
+    return [str(token) if tokenizer is None else tokenizer.decode([token]) for token in tokens]
+
+
+def _value(result: Result) -> str:
+    error = result.standard_error
+    return f"{float(result):.3f}" + ("" if error is None else f" ± {error.item():.3f}")
