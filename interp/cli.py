@@ -13,13 +13,17 @@ import typer
 from interp.training.recipe import Recipe
 
 app = typer.Typer(
-    help="Mechanistic interpretability of small sequence models.", no_args_is_help=True, pretty_exceptions_enable=False
+    help="Mechanistic interpretability of small sequence models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
 )
 
 
 @app.command()
 def score(
-    model: Annotated[str, typer.Argument(help="a bundled name, a directory or a hub repository")] = "conv-attn",
+    model: Annotated[
+        str, typer.Argument(help="a bundled name, a directory or a hub repository")
+    ] = "conv-attn",
     out: Annotated[Path, typer.Option(help="the page to write")] = Path("induction_score.html"),
     n_sequences: Annotated[int, typer.Option(help="sequences to average over")] = 50,
     seed: Annotated[int, typer.Option(help="of the random tokens")] = 0,
@@ -48,7 +52,9 @@ def models() -> None:
 
 def _train(
     recipe: Annotated[str, typer.Argument(help="a bundled recipe or a TOML file")],
-    out: Annotated[Path | None, typer.Option(help="where everything goes [default: runs/<name>]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="where everything goes [default: runs/<name>]")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="go on from the last checkpoint")] = False,
     report_to: Annotated[str, typer.Option(help="tensorboard, wandb, trackio or none")] = "none",
     **changes: Any,

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from interp.analysis import (
     Result,
     attention_pattern,
@@ -47,13 +49,18 @@ class Report:
     def sentence(self) -> str:
         """What was found, in words and numbers."""
         best = self.scores.sel(score="induction", head=self.best_head)
+        chance = np.asarray(best.chance).item()
         drop = self.repeated.sel(measure="drop")
         accuracy = self.repeated.sel(measure="second_copy_accuracy")
-        times = float(best) / best.chance.item() if best.chance is not None else float("nan")
+        verdict = (
+            f"{self.best_head} copies from context best, with an induction score of"
+            if float(best) > 3 * chance
+            else f"No head copies from context; {self.best_head} has the highest induction score,"
+        )
         return (
-            f"The head with the highest induction score is {self.best_head}: {_value(best)}, {times:.0f} times what "
-            f"uniform attention would score. The second copy of random tokens costs {_value(drop)} nats less than "
-            f"the first; {100 * float(accuracy):.1f} % of its tokens are the model's first guess."
+            f"{verdict} {_value(best)} (uniform attention: {chance:.3f}). The second copy of "
+            f"random tokens costs {_value(drop)} nats less than the first; "
+            f"{100 * float(accuracy):.1f} % of its tokens are the model's first guess."
         )
 
     def __rich__(self) -> "RenderableType":
@@ -71,15 +78,21 @@ class Report:
             table.add_row(str(head), *cells, style="bold" if head == self.best_head else "")
         table.add_section()
         first = self.scores.labels["head"][0]
-        chance = [self.scores.sel(score=kind, head=first).chance for kind in kinds]
-        table.add_row("chance", *("" if c is None else f"{c.item():.3f}" for c in chance), style="dim")
+        chance = [np.asarray(self.scores.sel(score=kind, head=first).chance) for kind in kinds]
+        table.add_row("chance", *(f"{level.item():.3f}" for level in chance), style="dim")
         return Group(table, self.sentence())
 
 
 def report(
-    model: Any, path: str | os.PathLike[str] = "report.html", *, n_sequences: int = 50, seed: int = 0
+    model: Any,
+    path: str | os.PathLike[str] = "report.html",
+    *,
+    n_sequences: int = 50,
+    seed: int = 0,
 ) -> Report:
-    """Score a model's heads on repeated random tokens and write an interactive, self-contained page.
+    """Score a model's heads on repeated random tokens and write an interactive page.
+
+    The page is one file and asks nothing of the network.
 
     Args:
         model: one of ours, a `TransformerBridge`, or anything that `interp.load` takes.
@@ -95,7 +108,9 @@ def report(
     """
     path = Path(path)
     if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no directory {path.parent} to write the page to; make it first")
+        raise FileNotFoundError(
+            f"{path}: there is no directory {path.parent} to write the page to; make it first"
+        )
     model = load(str(model)) if isinstance(model, str | Path) else model
     seen = view(model)
     n = copy_length(seen.n_ctx)
@@ -124,29 +139,32 @@ def _write(found: Report, seen: View, probe: RepeatedTokens) -> None:
     from interp.plots.page import Section, write_page
 
     layer = int(found.best_head[1:].split("H")[0])
-    sequence = probe.tokens[:1]
+    short = min(20, probe.n)
+    sequence = probe.tokens[:1, [0, *probe.positions(0)[:short], *probe.positions(0)[:short]]]
     pattern = attention_pattern(seen.model, sequence, layer)
     heads = [str(head) for head in pattern.labels["head"]]
     picture = attention.view(_words(seen, sequence[0].tolist()), pattern.values, heads)
     sections = [
         Section(
             "What each head does",
-            f"Every head of the model, on {found.scores.provenance['n_sequences']} sequences of BOS and twice {probe.n} "
-            "random tokens. Induction: attention from a token of the second copy to the token that followed it in the "
-            "first. Previous token: to the token before. Duplicate token: to the same token in the first copy. "
-            "First token: to position 0, where a head rests that has nothing to do.",
+            f"Every head, on {found.scores.provenance['n_sequences']} sequences of BOS and twice "
+            f"{probe.n} random tokens. Induction: attention from a token of the second copy to the "
+            "token that followed it in the first. Previous token: to the token before. Duplicate "
+            "token: to the same token in the first copy. First token: to position 0, where a head "
+            "rests that has nothing to do.",
             [found.scores.plot()],
         ),
         Section(
             "What it does for the predictions",
-            "Random tokens cannot be predicted, but their repetition can. A model with induction heads pays less for "
-            "the second copy than for the first.",
+            "Random tokens cannot be predicted, but their repetition can. A model with induction "
+            "heads pays less for the second copy than for the first.",
             [found.loss.plot(), found.repeated.plot()],
         ),
         Section(
             "One sequence",
-            f"The attention of layer {layer}, which holds the best head, on the first of these sequences. Choose a head, then "
-            "hover over a token to see where it looks.",
+            f"The attention of layer {layer}, which holds the best head, on one short sequence: "
+            "BOS and twice the same tokens. Choose a head, then hover over a token to see where "
+            "it looks.",
             [picture],
         ),
         Section("The numbers", "", [found.scores, found.repeated]),

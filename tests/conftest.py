@@ -3,6 +3,7 @@
 import importlib.util
 import os
 
+import beartype.typing  # noqa: F401  named in CHECKER
 import hypothesis
 import jaxtyping
 import pytest
@@ -15,9 +16,17 @@ os.environ |= {
     "WANDB_MODE": "disabled",
 }
 
+# An int will do where a float is asked for, as for every type checker. jaxtyping decorates each method
+# by itself, and beartype knows what Self is only where it decorates the whole class: here anything
+# may stand for it, and pyright checks it.
+CHECKER = """beartype.beartype(conf=beartype.BeartypeConf(
+    is_pep484_tower=True,
+    hint_overrides=beartype.FrozenDict({beartype.typing.Self: object}),
+))"""
+
 # Has to come before the first import of interp: from here on a call whose tensors do not have the
 # shapes that its signature promises is an error.
-jaxtyping.install_import_hook("interp", "beartype.beartype")
+jaxtyping.install_import_hook("interp", CHECKER)
 
 # Two workers share two cores, and results do not depend on how a sum is split.
 torch.set_num_threads(1)

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -54,7 +55,7 @@ def repeated_sequence_loss(
         torch.stack(samples, dim=1).numpy(),
         ("measure",),
         labels={"measure": measures},
-        chance=[uniform, uniform, 0.0, 1 / seen.d_vocab],
+        chance=np.array([uniform, uniform, 0.0, 1 / seen.d_vocab]),
         unit=dict(zip(measures, ("nats", "nats", "nats", "fraction"), strict=True)),
         provenance=_origin(seen, probe),
     )
@@ -77,7 +78,7 @@ def loss_by_position(model: Any, tokens: Tokens) -> Result:
         loss.numpy(),
         ("position",),
         labels={"position": tuple(range(1, tokens.shape[1]))},
-        chance=math.log(seen.d_vocab),
+        chance=np.array(math.log(seen.d_vocab)),
         unit="nats",
         provenance=_handed_in(seen, tokens),
     )
@@ -121,7 +122,7 @@ def in_context_learning_score(
         (loss[:, late - 1] - loss[:, early - 1])[:, None].numpy(),
         ("measure",),
         labels={"measure": ("in_context_learning_score",)},
-        chance=0.0,
+        chance=np.array(0.0),
         unit="nats",
         provenance={**_handed_in(seen, tokens), "early": early, "late": late},
     )

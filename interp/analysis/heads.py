@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -255,7 +256,7 @@ def _measure(
         samples.numpy(),
         ("score", "head"),
         labels={"score": tuple(targets), "head": seen.head_labels},
-        chance=chance,
+        chance=np.array(chance),
         unit="probability",
         provenance=origin,
     )

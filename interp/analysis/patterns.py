@@ -37,18 +37,22 @@ def attention_pattern(model: Any, tokens: Tokens, layer: int) -> Result:
     n_pos = tokens.shape[1]
     if tokens.shape[0] != 1 or n_pos > LONGEST:
         raise ValueError(
-            f"tokens have shape {tuple(tokens.shape)}, but a pattern is drawn of one sequence of at most "
-            f"{LONGEST} tokens; give tokens[:1, :{LONGEST}]"
+            f"tokens have shape {tuple(tokens.shape)}, but a pattern is drawn of one sequence of "
+            f"at most {LONGEST} tokens; give tokens[:1, :{LONGEST}]"
         )
     if layer not in seen.heads:
-        raise ValueError(f"layer {layer} has no heads; the layers that have are {tuple(seen.heads)}")
+        raise ValueError(
+            f"layer {layer} has no heads; the layers that have are {tuple(seen.heads)}"
+        )
     pattern = np.zeros((seen.heads[layer], n_pos, n_pos))
     visible = torch.ones(n_pos, n_pos).tril() if seen.causal(layer) else torch.ones(n_pos, n_pos)
     queries, keys = visible.nonzero(as_tuple=True)
 
     def hear(heard_layer: int, entries: Entries) -> None:
         if heard_layer == layer:
-            pattern[:, queries.numpy(), keys.numpy()] = entries(queries, keys)[0].double().cpu().numpy()
+            pattern[:, queries.numpy(), keys.numpy()] = (
+                entries(queries, keys)[0].double().cpu().numpy()
+            )
 
     seen.listen_to_attention(tokens, hear)
     positions = tuple(range(n_pos))

@@ -1,4 +1,4 @@
-"""Multi-head attention: queries, keys and values, optional key smearing, optional rotary positions."""
+"""Multi-head attention, with optional key smearing and optional rotary positions."""
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,10 @@ from interp.models.shapes import Heads, KeyMask, Results, Stream
 
 
 class Rotary(nn.Module):
-    """Rotary positions (Su et al. 2021): channel i turns with channel i + d_head / 2, by an angle that grows with
-    the position, so that a score depends on the distance only."""
+    """Rotary positions (Su et al. 2021): a score depends on the distance only.
+
+    Channel i turns with channel i + d_head / 2, by an angle that grows with the position.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -28,6 +30,7 @@ class Rotary(nn.Module):
         self.register_buffer("sin", angle.sin().to(dtype), persistent=False)
 
     def forward(self, x: Heads) -> Heads:
+        """Each head's vectors, turned by their positions' angles."""
         first, second = x.chunk(2, dim=-1)
         turned = torch.cat([-second, first], dim=-1)
         n_pos = x.shape[1]
@@ -58,7 +61,23 @@ class Attention(nn.Module):
     changes nothing.
     """
 
+    W_Q: Tensor
+    W_K: Tensor
+    W_V: Tensor
     W_O: Tensor
+    b_Q: Tensor | None
+    b_K: Tensor | None
+    b_V: Tensor | None
+    b_O: Tensor | None
+    smear: Tensor | None
+    hook_q: HookPoint
+    hook_k: HookPoint
+    hook_v: HookPoint
+    hook_z: HookPoint
+    hook_result: HookPoint
+    hook_attn_scores: HookPoint
+    hook_pattern: HookPoint
+    hook_log_sum_exp: HookPoint
 
     def __init__(
         self, d_model: int, spec: AttentionSpec, rotary: Rotary | None = None, dropout: float = 0.0
@@ -103,6 +122,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Stream, positions: Stream | None = None, key_mask: KeyMask | None = None
     ) -> Stream:
+        """What the heads write to the stream; `positions` reach queries and keys only."""
         x_qk = x if positions is None else x + positions
         q = self.hook_q(_project(x_qk, self.W_Q, self.b_Q))
         k = self.hook_k(_project(x_qk, self.W_K, self.b_K))

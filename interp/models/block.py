@@ -14,7 +14,7 @@ from interp.models.shapes import KeyMask, Stream
 
 @dataclass(frozen=True)
 class Wiring:
-    """How a sublayer reads the stream and how its output goes back: where the norm and the sum are."""
+    """How a sublayer reads the stream and writes to it: where the norm and the sum are."""
 
     read: Callable[[nn.Module, Tensor], Tensor]
     write: Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -43,6 +43,11 @@ class Block(nn.Module):
         self.hook_resid_mid = HookPoint()
         self.hook_mlp_out = HookPoint()
 
+    @property
+    def mixer_bias(self) -> Tensor | None:
+        """What the mixer writes at every position, whatever it reads."""
+        raise NotImplementedError
+
     def mix(self, x: Stream, positions: Stream | None, key_mask: KeyMask | None) -> Stream:
         """What the mixer makes of the normalised stream, heard at its own hook point."""
         raise NotImplementedError
@@ -50,6 +55,7 @@ class Block(nn.Module):
     def forward(
         self, x: Stream, positions: Stream | None = None, key_mask: KeyMask | None = None
     ) -> Stream:
+        """The stream after this block."""
         x = self.hook_resid_pre(x)
         mixed = self.mix(self.wiring.read(self.ln1, x), positions, key_mask)
         x = self.wiring.write(self.ln1, x, mixed)
@@ -68,7 +74,13 @@ class AttentionBlock(Block):
         self.attn = attn
         self.hook_attn_out = HookPoint()
 
+    @property
+    def mixer_bias(self) -> Tensor | None:
+        """b_O."""
+        return self.attn.b_O
+
     def mix(self, x: Stream, positions: Stream | None, key_mask: KeyMask | None) -> Stream:
+        """What the heads make of it, heard at `hook_attn_out`."""
         return self.hook_attn_out(self.dropout(self.attn(x, positions, key_mask)))
 
 
@@ -80,5 +92,11 @@ class ConvBlock(Block):
         self.conv = conv
         self.hook_conv_out = HookPoint()
 
+    @property
+    def mixer_bias(self) -> Tensor | None:
+        """b_conv."""
+        return self.conv.b_conv
+
     def mix(self, x: Stream, positions: Stream | None, key_mask: KeyMask | None) -> Stream:
+        """What the convolution makes of it, heard at `hook_conv_out`."""
         return self.hook_conv_out(self.dropout(self.conv(x, key_mask)))

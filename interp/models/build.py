@@ -57,8 +57,7 @@ def build_blocks(config: ModelConfig) -> Iterator[Block]:
 
 @torch.no_grad()
 def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
-    """Normal weights of standard deviation 0.8 / √fan_in, as in TransformerLens; gains 1, biases
-    and α 0.
+    """Normal weights of deviation 0.8 / √fan_in, as in TransformerLens; gains 1, biases and α 0.
 
     Shortformer positions start as sinusoids: from noise, a previous-token head is far slower to
     form.

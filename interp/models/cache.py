@@ -1,13 +1,19 @@
 """TransformerLens's ActivationCache, for models in which some layers are convolutions."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import ActivationCache as _ActivationCache
-from transformer_lens.utilities import Slice
+from transformer_lens.utilities.slice import Slice
+
+from interp.models.block import Block
+from interp.models.mlp import MLP
+
+if TYPE_CHECKING:
+    from interp.models.sequence import HookedSequenceModel
 
 Stack = Float[Tensor, "component *batch_and_pos d_model"]
 
@@ -25,7 +31,10 @@ class ActivationCache(_ActivationCache):
             its norms stand on the stream itself.
     """
 
+    model: "HookedSequenceModel"
+
     def apply_slice_to_batch_dim(self, batch_slice: Any) -> "ActivationCache":
+        """The cache of some sequences only."""
         sliced = super().apply_slice_to_batch_dim(batch_slice)
         return ActivationCache(sliced.cache_dict, self.model, has_batch_dim=sliced.has_batch_dim)
 
@@ -39,8 +48,7 @@ class ActivationCache(_ActivationCache):
         incl_embeds: bool = True,
         return_labels: bool = False,
     ) -> Any:
-        """TransformerLens's `decompose_resid`: the embeddings and each layer's output, up to a
-        layer's input.
+        """TransformerLens's `decompose_resid`: embeddings and layer outputs, up to a layer's input.
 
         `mode` is "all", "attn", "mlp" or, ours, "conv".
         """
@@ -58,9 +66,10 @@ class ActivationCache(_ActivationCache):
     ) -> Any:
         """TransformerLens's `accumulated_resid`; `incl_mid` needs an MLP in every block."""
         self._refuse_without_stream()
-        if incl_mid and any(block.mlp is None for block in self.model.blocks):
+        if incl_mid and any(self._mlp(index) is None for index in range(len(self.model.blocks))):
             raise ValueError(
-                "incl_mid: some block has no MLP, so it has no stream in its middle; leave incl_mid False"
+                "incl_mid: some block has no MLP, so it has no stream in its middle; "
+                "leave incl_mid False"
             )
         return super().accumulated_resid(layer, incl_mid, *args, **kwargs)
 
@@ -72,7 +81,10 @@ class ActivationCache(_ActivationCache):
         pos_slice: Any = None,
         apply_ln: bool = False,
     ) -> Any:
-        """TransformerLens's `stack_head_results`: what each head wrote, labelled L1H3, up to a layer's input."""
+        """TransformerLens's `stack_head_results`: what each head wrote, up to a layer's input.
+
+        The labels are of the form L1H3.
+        """
         self._refuse_without_stream()
         layer = self._layer(layer)
         parts = dict(self._head_results(layer))
@@ -96,8 +108,7 @@ class ActivationCache(_ActivationCache):
         return_labels: bool = False,
         project_output_onto: Tensor | None = None,
     ) -> Any:
-        """TransformerLens's decomposition into heads, neurons, embeddings and biases, conv lags
-        added.
+        """TransformerLens's decomposition into heads, neurons, embeddings, biases; and conv lags.
 
         The order is heads, conv lags, neurons (or MLP layers), embeddings, and one row with every
         bias.
@@ -123,12 +134,15 @@ class ActivationCache(_ActivationCache):
         return (stack, list(parts)) if return_labels else stack
 
     def logit_attrs(self, *args: Any, **kwargs: Any) -> Any:
-        """TransformerLens's `logit_attrs`; add `model.logit_bias(tokens)` to their sum to get the logits."""
+        """TransformerLens's `logit_attrs`.
+
+        Their sum over a whole decomposition, plus `model.logit_bias(tokens)`, is the logits.
+        """
         self._refuse_without_stream()
         return super().logit_attrs(*args, **kwargs)
 
     def apply_ln_to_stack(self, *args: Any, **kwargs: Any) -> Any:
-        """TransformerLens's `apply_ln_to_stack`: centring and the cached scale, without gain and offset."""
+        """TransformerLens's `apply_ln_to_stack`: centring and the cached scale, not the gain."""
         self._refuse_without_stream()
         return super().apply_ln_to_stack(*args, **kwargs)
 
@@ -145,13 +159,14 @@ class ActivationCache(_ActivationCache):
         config = self.model.config
         if not config.residual:
             raise ValueError(
-                "this model has no residual stream: each layer replaces the one before, so its activations are not "
-                "a sum of components. Read them from the cache by name instead"
+                "this model has no residual stream: each layer replaces the one before, so its "
+                "activations are not a sum of components. Read them from the cache by name instead"
             )
         if config.norm_place == "post":
             raise ValueError(
-                "this model normalises the residual stream itself after every layer (post-norm), so the stream is "
-                "not a sum of components. Use a pre-norm model, or read activations from the cache by name"
+                "this model normalises the residual stream itself after every layer (post-norm), "
+                "so the stream is not a sum of components. Use a pre-norm model, or read "
+                "activations from the cache by name"
             )
 
     def _layer(self, layer: int | None) -> int:
@@ -159,9 +174,12 @@ class ActivationCache(_ActivationCache):
         layer = n_layers if layer in (None, -1) else layer
         if not 0 <= layer <= n_layers:
             raise ValueError(
-                f"layer is {layer}, but must be 0 to {n_layers}, where {n_layers} (or -1) is the end"
+                f"layer is {layer}, but must be 0 to {n_layers}; {n_layers} (or -1) is the end"
             )
         return layer
+
+    def _mlp(self, layer: int) -> MLP | None:
+        return cast(Block, self.model.blocks[layer]).mlp
 
     def _stack(self, parts: list[Tensor], pos_slice: Any) -> Stack:
         if not parts:
@@ -183,11 +201,11 @@ class ActivationCache(_ActivationCache):
     def _sublayers(self, layer: int, mlp_input: bool, mode: str) -> Iterator[tuple[str, Tensor]]:
         if mode not in ("all", "attn", "conv", "mlp"):
             raise ValueError(f"mode is {mode!r}; choose one of all, attn, conv, mlp")
-        for index, block in enumerate(self.model.blocks[: layer + mlp_input]):
-            mixer = "attn" if hasattr(block, "attn") else "conv"
+        for index in range(layer + mlp_input):
+            mixer = "attn" if index in self.model.attention_layers else "conv"
             if mode in ("all", mixer):
                 yield f"{index}_{mixer}_out", self[f"blocks.{index}.hook_{mixer}_out"]
-            if mode in ("all", "mlp") and block.mlp is not None and index < layer:
+            if mode in ("all", "mlp") and index < layer and self._mlp(index) is not None:
                 yield f"{index}_mlp_out", self[f"blocks.{index}.hook_mlp_out"]
 
     def _head_results(self, layer: int) -> Iterator[tuple[str, Tensor]]:
@@ -204,8 +222,8 @@ class ActivationCache(_ActivationCache):
                 yield f"{index}_conv_lag{lag}", terms[..., lag, :, :]
 
     def _neurons(self, layer: int) -> Iterator[tuple[str, Tensor]]:
-        for index, block in enumerate(self.model.blocks[:layer]):
-            if block.mlp is not None:
+        for index in range(layer):
+            if (mlp := self._mlp(index)) is not None:
                 post = self[f"blocks.{index}.mlp.hook_post"]
-                for neuron, row in enumerate(block.mlp.W_out):
+                for neuron, row in enumerate(mlp.W_out):
                     yield f"L{index}N{neuron}", post[..., neuron, None] * row

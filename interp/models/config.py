@@ -8,7 +8,7 @@ when the model is built; no forward pass asks the config anything.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, cast, get_args
 
 PositionKind = Literal["learned", "shortformer", "rotary", "sinusoidal", "none"]
 NormKind = Literal["layer", "rms", "none"]
@@ -146,24 +146,27 @@ class ModelConfig:
         width = layer.n_heads * layer.d_head
         _require(
             layer.output or width == self.d_model,
-            f"layer {index}: without an output map the heads' values are the stream, so n_heads x d_head = "
-            f"{width} must equal d_model={self.d_model}; change one of them or set output=True",
+            f"layer {index}: without an output map the heads' values are the stream, so n_heads x "
+            f"d_head = {width} must equal d_model={self.d_model}; change one of them or set "
+            "output=True",
         )
         _require(
             self.positions != "rotary" or layer.d_head % 2 == 0,
-            f"layer {index}: rotary positions turn pairs of channels, but d_head={layer.d_head} is odd; "
-            "use an even d_head or other positions",
+            f"layer {index}: rotary positions turn pairs of channels, but d_head={layer.d_head} is "
+            "odd; use an even d_head or other positions",
         )
 
     def _check_combinations(self) -> None:
         _require(
             self.norm_place == "pre" or (self.norm != "none" and self.residual),
-            f"norm_place='post' normalises the sum with the residual stream, but norm={self.norm!r} and "
-            f"residual={self.residual}; use norm_place='pre', or a norm and residual=True",
+            "norm_place='post' normalises the sum with the residual stream, but "
+            f"norm={self.norm!r} and residual={self.residual}; use norm_place='pre', or a norm and "
+            "residual=True",
         )
         _require(
             self.positions != "sinusoidal" or self.d_model % 2 == 0,
-            f"sinusoidal positions need sine and cosine pairs, but d_model={self.d_model} is odd; use an even d_model",
+            f"sinusoidal positions need sine and cosine pairs, but d_model={self.d_model} is odd; "
+            "use an even d_model",
         )
         has_attention = any(isinstance(layer, Attention) for layer in self.layers)
         _require(
@@ -226,7 +229,7 @@ _Spec = TypeVar("_Spec")
 
 
 def _build(kind: type[_Spec], owner: str, data: Mapping[str, Any]) -> _Spec:
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    known = [field.name for field in fields(cast(Any, kind))]
     unknown = sorted(set(data) - set(known))
     if unknown:
         raise ValueError(f"{owner}: unknown key {unknown[0]!r}; known keys are {', '.join(known)}")

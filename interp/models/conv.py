@@ -18,6 +18,10 @@ class CausalConv(nn.Module):
     to. A padding position is zero to a convolution.
     """
 
+    W_conv: Tensor
+    b_lags: Tensor | None
+    b_conv: Tensor | None
+
     def __init__(self, d_model: int, spec: Conv):
         super().__init__()
         self.lags, self.depthwise = spec.lags, spec.depthwise
@@ -34,6 +38,7 @@ class CausalConv(nn.Module):
         return torch.diag_embed(self.W_conv) if self.depthwise else self.W_conv
 
     def forward(self, x: Stream, key_mask: KeyMask | None = None) -> Stream:
+        """The sum of the lags' terms and the bias."""
         terms = [self._term(x, lag, key_mask) for lag in range(self.lags)]
         if self.hook_lags.is_listened_to():
             out = self.hook_lags(torch.stack(terms, dim=1)).sum(dim=1)

@@ -74,7 +74,8 @@ def _check(state: Mapping[str, Tensor], layers: tuple[str, str]) -> None:
         raise ValueError(
             f"course network: embeddings.weight is {found}, but must be [vocab, d_model]"
         )
-    expected = _shapes(*embedding.shape, layers)
+    d_vocab, d_model = embedding.shape
+    expected = _shapes(d_vocab, d_model, layers)
     for key in expected:
         if key not in state:
             raise ValueError(f"course network: key {key!r} is missing{nearest(key, state)}")

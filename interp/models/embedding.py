@@ -18,6 +18,7 @@ class Embed(nn.Module):
         self.W_E = nn.Parameter(torch.empty(d_vocab, d_model))
 
     def forward(self, tokens: Tokens) -> Stream:
+        """The tokens' rows of W_E."""
         return F.embedding(tokens, self.W_E)
 
 
@@ -29,6 +30,7 @@ class LearnedPositions(nn.Module):
         self.W_pos = nn.Parameter(torch.empty(n_ctx, d_model))
 
     def forward(self, n_pos: int) -> Positions:
+        """The first rows of W_pos."""
         return self.W_pos[:n_pos]
 
 
@@ -42,6 +44,7 @@ class SinusoidalPositions(nn.Module):
         self.register_buffer("W_pos", sinusoids(n_ctx, d_model), persistent=False)
 
     def forward(self, n_pos: int) -> Positions:
+        """The first rows of W_pos."""
         return self.W_pos[:n_pos]
 
 
@@ -56,17 +59,22 @@ def sinusoids(n_ctx: int, d_model: int) -> Positions:
 class Unembed(nn.Module):
     """The stream to logits: `W_U [d_model vocab]`, `b_U [vocab]`."""
 
+    b_U: Tensor | None
+
     def __init__(self, d_model: int, d_vocab: int, bias: bool):
         super().__init__()
         self.W_U = nn.Parameter(torch.empty(d_model, d_vocab))
         self.register_parameter("b_U", nn.Parameter(torch.zeros(d_vocab)) if bias else None)
 
     def forward(self, x: Stream) -> Logits:
+        """x W_U + b_U."""
         return F.linear(x, self.W_U.T, self.b_U)
 
 
 class TiedUnembed(nn.Module):
     """The embedding read backwards. W_U is a property, so no tensor is stored or saved twice."""
+
+    b_U: Tensor | None
 
     def __init__(self, embed: Embed, bias: bool):
         super().__init__()
@@ -80,4 +88,5 @@ class TiedUnembed(nn.Module):
         return self._embed[0].W_E.T
 
     def forward(self, x: Stream) -> Logits:
+        """x W_Eᵀ + b_U."""
         return F.linear(x, self._embed[0].W_E, self.b_U)

@@ -30,8 +30,8 @@ def fold_norms(model: "HookedSequenceModel") -> "HookedSequenceModel":
     config = model.config
     if config.norm_place == "post":
         raise ValueError(
-            "fold_norms: a post-norm's gain scales the residual stream itself, which every later layer reads; "
-            "it cannot be folded into one map. Use a pre-norm model."
+            "fold_norms: a post-norm's gain scales the residual stream itself, which every later "
+            "layer reads; it cannot be folded into one map. Use a pre-norm model."
         )
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     if config.norm == "none":

@@ -1,8 +1,7 @@
-"""Saving, loading and sharing: config.json, model.safetensors, the tokenizer and a model card,
-strictly read.
+"""Saving, loading and sharing, strictly.
 
-Pickle is never read. A name is looked up among the bundled checkpoints, then as a directory, then
-on the hub.
+A model is config.json, model.safetensors, the tokenizer's files and a model card. Pickle is never
+read. A name is looked up among the bundled checkpoints, then as a directory, then on the hub.
 """
 
 import json
@@ -41,6 +40,7 @@ class HubMixin(PyTorchModelHubMixin, library_name="interp", tags=["mechanistic-i
     architectures: ClassVar[dict[str, type["HubMixin"]]] = {}
     config: ModelConfig
     tokenizer: Any
+    loaded_from: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -64,14 +64,18 @@ class HubMixin(PyTorchModelHubMixin, library_name="interp", tags=["mechanistic-i
             self.tokenizer.save_pretrained(save_directory)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """A card that says what the model is and how to load it. A recipe's card says how it was trained, too."""
+        """A card that says what the model is and how to load it.
+
+        A recipe's card says how it was trained, too.
+        """
         data = ModelCardData(
             library_name="interp", license="mit", tags=["mechanistic-interpretability"]
         )
         layers = "\n".join(f"- layer {i}: `{layer}`" for i, layer in enumerate(self.config.layers))
+        size = sum(parameter.numel() for parameter in cast(Any, self).parameters())
         text = (
             f"---\n{data.to_yaml()}\n---\n\n# {type(self).__name__}\n\n"
-            f"{sum(p.numel() for p in cast(Any, self).parameters()):,} parameters, vocabulary {self.config.d_vocab:,}, "
+            f"{size:,} parameters, vocabulary {self.config.d_vocab:,}, "
             f"context {self.config.n_ctx}, width {self.config.d_model}.\n\n{layers}\n\n"
             "```python\nimport interp\n\nmodel = interp.load('path/or/repository')\n```\n"
         )
@@ -86,8 +90,7 @@ class HubMixin(PyTorchModelHubMixin, library_name="interp", tags=["mechanistic-i
         dtype: torch.dtype | None = None,
         **download: Any,
     ) -> Self:
-        """A saved model, in eval mode: a bundled name, a directory, or a hub repository, in this
-        order.
+        """A saved model, in eval mode: a bundled name, then a directory, then a hub repository.
 
         Args:
             pretrained_model_name_or_path: for example "conv-attn", "runs/my-model" or
@@ -111,13 +114,15 @@ class HubMixin(PyTorchModelHubMixin, library_name="interp", tags=["mechanistic-i
             raise ValueError(f"{source}: architecture {architecture!r} is not one of {known}")
         if not issubclass(kind, cls):
             raise ValueError(
-                f"{source} holds a {architecture}, not a {cls.__name__}; use interp.load({source!r})"
+                f"{source} holds a {architecture}, not a {cls.__name__}; "
+                f"use interp.load({source!r})"
             )
         state = _read_weights(files[WEIGHTS])
         model = kind.from_config(config, tokenizer=_read_tokenizer(files))
         check_state(state, cast(Any, model).state_dict(), source)
         stored = next(iter(state.values())).dtype
         cast(Any, model).to(device=device, dtype=dtype or stored).load_state_dict(state)
+        model.loaded_from = Path(source).name
         return cast(Any, model).eval()
 
 
@@ -134,8 +139,8 @@ def check_state(state: dict[str, Tensor], expected: dict[str, Tensor], source: s
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
             raise ValueError(
-                f"{source}: weight {name!r} has shape {tuple(tensor.shape)}, but the config asks for "
-                f"{tuple(expected[name].shape)}"
+                f"{source}: weight {name!r} has shape {tuple(tensor.shape)}, but the config asks "
+                f"for {tuple(expected[name].shape)}"
             )
 
 
@@ -147,8 +152,8 @@ def _find_files(source: str, download: dict[str, Any]) -> dict[str, Path]:
         raise ValueError(f"{source} is a file; give the directory that save_pretrained wrote")
     if "/" not in source:  # a hub repository is called owner/name
         raise FileNotFoundError(
-            f"{source!r} is no bundled checkpoint and no directory{nearest(source, bundled())}; the bundled "
-            f"checkpoints are {', '.join(bundled()) or 'none'}"
+            f"{source!r} is no bundled checkpoint and no directory{nearest(source, bundled())}; "
+            f"the bundled checkpoints are {', '.join(bundled()) or 'none'}"
         )
     names = f"the bundled checkpoints are {', '.join(bundled()) or 'none'}"
     files = {}
@@ -157,14 +162,16 @@ def _find_files(source: str, download: dict[str, Any]) -> dict[str, Path]:
             files[name] = Path(hf_hub_download(source, name, **download))
         except LocalEntryNotFoundError as error:
             raise FileNotFoundError(
-                f"{source!r} is no bundled checkpoint and no directory, and the hub cannot be reached; {names}"
+                f"{source!r} is no bundled checkpoint and no directory, and the hub cannot be "
+                f"reached; {names}"
             ) from error
         except EntryNotFoundError as error:
             if name in (CONFIG, WEIGHTS):
                 raise FileNotFoundError(f"the hub repository {source!r} holds no {name}") from error
         except (HFValidationError, HfHubHTTPError) as error:
             raise FileNotFoundError(
-                f"{source!r} is no bundled checkpoint, no directory and no repository that the hub gives; {names}"
+                f"{source!r} is no bundled checkpoint, no directory and no repository that the hub "
+                f"gives; {names}"
             ) from error
     return files
 

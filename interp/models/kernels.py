@@ -20,7 +20,7 @@ AttentionMask = Bool[Tensor, "#batch 1 query key"]
 
 @dataclass(frozen=True)
 class Visibility:
-    """Which keys a query may see: the ones that are not padding and, if causal, not in its future."""
+    """Which keys a query may see: not padding and, if causal, not in its future."""
 
     causal: bool
     key_mask: Bool[Tensor, "batch key"] | None = None

@@ -32,6 +32,7 @@ class MLP(nn.Module):
         self.hook_post = HookPoint()
 
     def forward(self, x: Stream) -> Stream:
+        """What the neurons write to the stream."""
         pre = self.hook_pre(F.linear(x, self.W_in.T, self.b_in))
         post = self.hook_post(self.activate(pre))
         return F.linear(post, self.W_out.T, self.b_out)

@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from interp.models.hooks import HookPoint
 from interp.models.shapes import Stream
@@ -16,6 +16,9 @@ class Norm(nn.Module):
     `hook_scale [batch pos 1]` is what the stream is divided by, `hook_normalized` the output.
     RMSNorm has no offset. Without `affine` there is neither gain nor offset.
     """
+
+    w: Tensor | None
+    b: Tensor | None
 
     def __init__(
         self, d_model: int, kind: Literal["layer", "rms"], eps: float, affine: bool = True
@@ -29,6 +32,7 @@ class Norm(nn.Module):
         self.hook_normalized = HookPoint()
 
     def forward(self, x: Stream) -> Stream:
+        """The normalised stream."""
         if self.hook_scale.is_listened_to():
             return self.hook_normalized(self._spelled_out(x))
         if self.centered:

@@ -1,6 +1,6 @@
 """The family: one line of layers each, and their defaults."""
 
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, cast
 
 from torch import Tensor
 
@@ -39,7 +39,8 @@ def _head_width(d_model: int, n_heads: int, d_head: int | None) -> int:
         return d_head
     if n_heads < 1 or d_model % n_heads:
         raise ValueError(
-            f"d_model={d_model} cannot be shared among n_heads={n_heads}; choose sizes that divide, or give d_head"
+            f"d_model={d_model} cannot be shared among n_heads={n_heads}; "
+            "choose sizes that divide, or give d_head"
         )
     return d_model // n_heads
 
@@ -47,14 +48,15 @@ def _head_width(d_model: int, n_heads: int, d_head: int | None) -> int:
 class _Preset(HookedSequenceModel):
     def _build(self, layers: tuple[Conv | Attention, ...], options: Options, **sizes: Any) -> None:
         seed, tokenizer = options.pop("seed", 0), options.pop("tokenizer", None)
-        config = ModelConfig(layers=layers, **sizes, **options)  # type: ignore[arg-type]
+        config = ModelConfig(layers=layers, **sizes, **cast(Any, options))
         super().__init__(config, seed=seed, tokenizer=tokenizer)
 
 
 class HookedConvAttn(_Preset):
-    """A causal convolution, then one attention layer: the smallest model whose convolution can do
-    the work of a previous-token head. `lags=1` is its control: as many weights per lag, and no
-    neighbour.
+    """A causal convolution, then one attention layer.
+
+    The smallest model whose convolution can do the work of a previous-token head. `lags=1` is its
+    control: as many weights per lag, and no neighbour.
 
     >>> model = HookedConvAttn(d_vocab=100, d_model=32, n_heads=4, n_ctx=16)
     >>> model.conv(0).W.shape, model.W_Q.shape
@@ -82,8 +84,9 @@ class HookedConvAttn(_Preset):
     def from_course(
         cls, state_dict: dict[str, Tensor], *, n_ctx: int = 1024, causal: bool = True
     ) -> "HookedConvAttn":
-        """The course's conv-attn network: a masked Conv1d, one head without output map, no residual
-        stream.
+        """The course's conv-attn network: a masked Conv1d, then one head without output map.
+
+        It has no residual stream, no norm and no positions.
 
         Args:
             state_dict: with keys `embeddings.weight`, `conv.weight [out in 3]`, `conv.bias`,
@@ -123,8 +126,7 @@ class HookedAttnAttn(_Preset):
     def from_course(
         cls, state_dict: dict[str, Tensor], *, n_ctx: int = 1024, causal: bool = True
     ) -> "HookedAttnAttn":
-        """The course's attn-attn network: two single-head layers, the second reading the first's
-        output.
+        """The course's attn-attn network: one head, and a second that reads the first's output.
 
         Keys are those of `HookedConvAttn.from_course`, with `qkv1.*` and `qkv2.*` in place of
         `conv.*` and `qkv.*`.
@@ -155,8 +157,10 @@ class HookedAttn(_Preset):
 
 
 class HookedSmearedAttn(_Preset):
-    """One attention layer with smeared keys: each head mixes a key with the one before it by a
-    trained scalar (Olsson et al. 2022, argument 2). One layer is then enough for induction.
+    """One attention layer with smeared keys (Olsson et al. 2022, argument 2).
+
+    Each head mixes a key with the one before it by a trained scalar. One layer is then enough for
+    induction.
 
     >>> HookedSmearedAttn(d_vocab=100, d_model=32, n_heads=4, n_ctx=16).attn(0).smear.shape
     torch.Size([4])
@@ -178,8 +182,9 @@ class HookedSmearedAttn(_Preset):
 
 
 class HookedGPT(_Preset):
-    """Attention and MLP blocks with learned positions, as in GPT-2 (pre-norm) or GPT-1
-    (`norm_place="post"`).
+    """Attention and MLP blocks with learned positions, as in GPT-2 or GPT-1.
+
+    GPT-2 has its norms before each sublayer, GPT-1 after (`norm_place="post"`).
 
     >>> model = HookedGPT(d_vocab=65, d_model=64, n_layers=4, n_heads=4, n_ctx=32, dropout=0.1)
     >>> model.cfg.d_mlp

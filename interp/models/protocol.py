@@ -19,11 +19,14 @@ from interp.models.shapes import Heads, Logits, Scores, Tokens
 
 Index = Int[Tensor, " entry"]
 Entries = Callable[[Index, Index], Float[Tensor, "batch head entry"]]
-"""The attention that each query of the first list pays to the key in the same place of the second."""
+"""The attention of each query in the first list to the key in the same place of the second."""
 
 
 class View(ABC):
-    """The questions. Nothing here changes the model: gradients are off, dropout too, and hooks are taken away."""
+    """The questions.
+
+    Nothing here changes the model: gradients are off, dropout too, and hooks are taken away.
+    """
 
     model: Any
     n_ctx: int
@@ -40,8 +43,7 @@ class View(ABC):
 
     @abstractmethod
     def listen_to_attention(self, tokens: Tokens, hear: Callable[[int, Entries], None]) -> None:
-        """Run the model and let `hear(layer, entries)` read the attention of each layer as it is
-        computed.
+        """Run the model and let `hear(layer, entries)` read each layer's attention as it comes.
 
         Nothing above the last attention layer is run.
         """
@@ -70,7 +72,7 @@ class View(ABC):
 
     @property
     def bos(self) -> int:
-        """The token that starts a sequence: the tokenizer's BOS, or its end token, or, without a tokenizer, 0."""
+        """The token that starts a sequence: the tokenizer's BOS, or its end token, or else 0."""
         tokenizer = getattr(self.model, "tokenizer", None)
         candidates = (
             getattr(tokenizer, "bos_token_id", None),
@@ -83,19 +85,21 @@ class View(ABC):
         for name, weight in self.model.named_parameters():
             if not torch.isfinite(weight).all():
                 raise ValueError(
-                    f"{self.name}: weight {name!r} holds NaN or infinity, so every score would be NaN"
+                    f"{self.name}: weight {name!r} holds NaN or infinity, "
+                    "so every score would be NaN"
                 )
 
     def check_tokens(self, tokens: Tokens, at_least: int = 2) -> None:
         """Refuse tokens that the model cannot read, before any work."""
         if tokens.ndim != 2 or tokens.shape[0] == 0 or tokens.is_floating_point():
             raise ValueError(
-                f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}, but must be whole numbers of shape "
-                "[batch, pos] with at least one sequence"
+                f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}, but must be whole "
+                "numbers of shape [batch, pos] with at least one sequence"
             )
         if not at_least <= tokens.shape[1] <= self.n_ctx:
             raise ValueError(
-                f"the sequences have {tokens.shape[1]} tokens, but must have {at_least} to n_ctx={self.n_ctx}"
+                f"the sequences have {tokens.shape[1]} tokens, but must have {at_least} to "
+                f"n_ctx={self.n_ctx}"
             )
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.d_vocab:
@@ -114,8 +118,8 @@ def view(model: Any) -> View:
     if all(hasattr(model, name) for name in ("cfg", "blocks", "run_with_hooks", "hook_dict")):
         return _BridgeView(model)
     raise TypeError(
-        f"{type(model).__name__} cannot be analysed; give an interp model, or wrap a Hugging Face model with "
-        "transformer_lens.TransformerBridge.boot_transformers(...)"
+        f"{type(model).__name__} cannot be analysed; give an interp model, or wrap a Hugging Face "
+        "model with transformer_lens.TransformerBridge.boot_transformers(...)"
     )
 
 
@@ -189,7 +193,7 @@ class _BridgeView(View):
     def heads(self) -> dict[int, int]:
         layers = range(self.model.cfg.n_layers)
         hooked = (layer for layer in layers if self._pattern(layer) in self.model.hook_dict)
-        return dict.fromkeys(hooked, self.model.cfg.n_heads)
+        return dict.fromkeys(hooked, int(self.model.cfg.n_heads))
 
     @property
     def name(self) -> str:
@@ -222,8 +226,8 @@ class _BridgeView(View):
             )
         if silent := sorted(set(self.heads) - heard):
             raise ValueError(
-                f"{self.name}: the attention patterns of layers {silent} were not computed; load the model with "
-                'attn_implementation="eager"'
+                f"{self.name}: the attention patterns of layers {silent} were not computed; load "
+                'the model with attn_implementation="eager"'
             )
 
 

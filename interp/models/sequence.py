@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from transformer_lens import HookedRootModule
-from transformer_lens.utilities import Slice
+from transformer_lens.utilities.slice import Slice
 
 from interp.models.build import build_blocks, build_norm, build_positions, initialise
 from interp.models.cache import ActivationCache
@@ -132,22 +132,23 @@ class HookedSequenceModel(HubMixin, TextMixin, WeightsMixin, HookedRootModule):
             return tokens.to(device), None
         if attention_mask.shape != tokens.shape:
             raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}, but tokens have {tuple(tokens.shape)}; "
-                "give one mask entry per token"
+                f"attention_mask has shape {tuple(attention_mask.shape)}, but tokens have "
+                f"{tuple(tokens.shape)}; give one mask entry per token"
             )
         return tokens.to(device), attention_mask.to(device).bool()
 
     def _check_tokens(self, tokens: Tensor, needs_target: bool) -> None:
         if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
             raise ValueError(
-                f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}, but must be whole numbers of shape "
-                "[batch, pos]; add a batch dimension with tokens[None]"
+                f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}, but must be whole "
+                "numbers of shape [batch, pos]; add a batch dimension with tokens[None]"
             )
         n_pos, n_ctx = tokens.shape[1], self.config.n_ctx
         if not 1 <= n_pos <= n_ctx or tokens.shape[0] == 0:
             raise ValueError(
-                f"tokens have shape {tuple(tokens.shape)}, but the model reads at least one sequence of 1 to "
-                f"n_ctx={n_ctx} tokens; cut the sequence or make a model with a longer context"
+                f"tokens have shape {tuple(tokens.shape)}, but the model reads at least one "
+                f"sequence of 1 to n_ctx={n_ctx} tokens; cut the sequence or make a model with a "
+                "longer context"
             )
         if needs_target and n_pos == 1:
             raise ValueError(
@@ -159,8 +160,8 @@ class HookedSequenceModel(HubMixin, TextMixin, WeightsMixin, HookedRootModule):
             low, high = int(tokens.min()), int(tokens.max())
             if low < 0 or high >= self.config.d_vocab:
                 raise ValueError(
-                    f"token {low if low < 0 else high} is outside the vocabulary of {self.config.d_vocab}; "
-                    "was the text tokenized with another model's tokenizer?"
+                    f"token {low if low < 0 else high} is outside the vocabulary of "
+                    f"{self.config.d_vocab}; was the text tokenized with another model's tokenizer?"
                 )
 
     def _check_layer(self, stop_at_layer: int | None) -> int:
@@ -169,11 +170,12 @@ class HookedSequenceModel(HubMixin, TextMixin, WeightsMixin, HookedRootModule):
             return n_layers
         if not 0 <= stop_at_layer <= n_layers:
             raise ValueError(
-                f"stop_at_layer is {stop_at_layer}, but the model has layers 0 to {n_layers - 1}; give 0 to {n_layers}"
+                f"stop_at_layer is {stop_at_layer}, but the model has layers 0 to {n_layers - 1}; "
+                f"give 0 to {n_layers}"
             )
         return stop_at_layer
 
-    def run_with_cache(
+    def run_with_cache(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, *args: Any, remove_batch_dim: bool = False, **kwargs: Any
     ) -> tuple[Any, ActivationCache]:
         """What `forward` returns, and every activation that `names_filter` asks for (default: all).
@@ -208,7 +210,12 @@ class HookedSequenceModel(HubMixin, TextMixin, WeightsMixin, HookedRootModule):
         ]
         return cache, with_cuts, backward_hooks
 
-    def _enable_hook_with_name(self, name: str, hook: Any, dir: Literal["fwd", "bwd"]) -> None:
+    def _enable_hook_with_name(
+        self,
+        name: str,
+        hook: Any,
+        dir: Literal["fwd", "bwd"],  # noqa: A002 TransformerLens's name
+    ) -> None:
         self._check_hook_name(name)
         super()._enable_hook_with_name(name, hook, dir)
 
@@ -219,14 +226,14 @@ class HookedSequenceModel(HubMixin, TextMixin, WeightsMixin, HookedRootModule):
             )
 
     def fold_norms(self) -> Self:
-        """The equal model whose norms have gain 1 and offset 0: both are folded into the maps that read them."""
+        """The equal model whose norms have gain 1 and offset 0, folded into the maps they feed."""
         return cast(Self, fold_norms(self))
 
 
 def next_token_loss(
     logits: Logits, tokens: Tokens, key_mask: KeyMask | None, per_token: bool
 ) -> Float[Tensor, "..."]:
-    """Cross-entropy in nats of each token given those before it, averaged over the tokens that are real."""
+    """Cross-entropy in nats of each token given those before it; the mean is over real tokens."""
     targets = tokens[:, 1:]
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), reduction="none")
     loss = loss.view(targets.shape)

@@ -9,7 +9,7 @@
 | `d_model` | width of the residual stream                                                |
 | `head`    | attention heads of one layer                                                |
 | `d_head`  | width of one head's queries, keys and values                                |
-| `lag`     | how far back a convolution reads: lag 0 is the current token, lag j the token j before it |
+| `lag`     | how far back a convolution reads: lag j is the token j before the current one |
 | `d_mlp`   | neurons of one MLP                                                          |
 | `vocab`   | tokens of the vocabulary                                                    |
 

@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from interp.models.config import ModelConfig
+from interp.models.embedding import Embed
 from interp.models.shapes import Tokens
 
 
@@ -15,6 +16,7 @@ class TextMixin(nn.Module):
     """TransformerLens's text methods, and `generate`."""
 
     config: ModelConfig
+    embed: Embed
     tokenizer: Any
 
     def _need_tokenizer(self) -> Any:
@@ -25,7 +27,7 @@ class TextMixin(nn.Module):
         return self.tokenizer
 
     def to_tokens(self, text: str | Sequence[str], prepend_bos: bool = True) -> Tokens:
-        """The tokens of one or several texts, `[batch pos]`, BOS first; shorter texts are padded on the right."""
+        """The tokens of one or several texts, `[batch pos]`, BOS first, padded on the right."""
         tokenizer = self._need_tokenizer()
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
@@ -42,7 +44,7 @@ class TextMixin(nn.Module):
                 "the texts have different lengths and the tokenizer has no padding token"
             )
         padded = [row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows]
-        return torch.tensor(padded, dtype=torch.long).to(self.embed.W_E.device)  # type: ignore[union-attr]
+        return torch.tensor(padded, dtype=torch.long, device=self.embed.W_E.device)
 
     def to_str_tokens(
         self, text: str | Int[Tensor, "..."] | Sequence[int], prepend_bos: bool = True
@@ -141,7 +143,7 @@ def _chooser(temperature: float, top_k: int | None, top_p: float | None) -> Any:
         TopPLogitsWarper,
     )
 
-    samplers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
+    samplers: Any = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
     if top_k is not None:
         samplers.append(TopKLogitsWarper(top_k))
     if top_p is not None:

@@ -1,6 +1,7 @@
 """A model's weights under TransformerLens's names, stacked over the layers that have them."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -8,8 +9,15 @@ from torch import Tensor, nn
 from transformer_lens import FactoredMatrix
 
 from interp.models.attention import Attention
+from interp.models.block import AttentionBlock, Block, ConvBlock
 from interp.models.conv import CausalConv
-from interp.models.embedding import TiedUnembed, Unembed
+from interp.models.embedding import (
+    Embed,
+    LearnedPositions,
+    SinusoidalPositions,
+    TiedUnembed,
+    Unembed,
+)
 
 HeadMaps = Float[Tensor, "layer head d_model d_head"]
 OutputMaps = Float[Tensor, "layer head d_head d_model"]
@@ -19,20 +27,22 @@ HeadBiases = Float[Tensor, "layer head d_head"]
 class WeightsMixin(nn.Module):
     """Read-only views. A stack runs over `attention_layers`: conv layers have no heads."""
 
-    embed: nn.Module
-    pos_embed: nn.Module | None
+    embed: Embed
+    pos_embed: LearnedPositions | SinusoidalPositions | None
     unembed: Unembed | TiedUnembed
     blocks: nn.ModuleList
+    ln_final: nn.Module
+    to_single_token: Callable[[str], int]
 
     @property
     def attention_layers(self) -> tuple[int, ...]:
         """The numbers of the layers that have heads."""
-        return tuple(i for i, block in enumerate(self.blocks) if hasattr(block, "attn"))
+        return tuple(i for i, block in enumerate(self.blocks) if isinstance(block, AttentionBlock))
 
     @property
     def conv_layers(self) -> tuple[int, ...]:
         """The numbers of the layers that have lags."""
-        return tuple(i for i, block in enumerate(self.blocks) if hasattr(block, "conv"))
+        return tuple(i for i, block in enumerate(self.blocks) if isinstance(block, ConvBlock))
 
     def attn(self, layer: int) -> Attention:
         """The attention of one layer; an error names the layers that have one."""
@@ -40,7 +50,7 @@ class WeightsMixin(nn.Module):
             raise ValueError(
                 f"layer {layer} has no heads; the attention layers are {self.attention_layers}"
             )
-        return self.blocks[layer].attn  # type: ignore[return-value]
+        return cast(AttentionBlock, self.blocks[layer]).attn
 
     def conv(self, layer: int) -> CausalConv:
         """The convolution of one layer; an error names the layers that have one."""
@@ -48,7 +58,7 @@ class WeightsMixin(nn.Module):
             raise ValueError(
                 f"layer {layer} has no convolution; the conv layers are {self.conv_layers}"
             )
-        return self.blocks[layer].conv  # type: ignore[return-value]
+        return cast(ConvBlock, self.blocks[layer]).conv
 
     def _stack_heads(self, name: str, weight: Callable[[Attention], Tensor]) -> Tensor:
         stack = [weight(self.attn(layer)) for layer in self.attention_layers]
@@ -65,14 +75,14 @@ class WeightsMixin(nn.Module):
     @property
     def W_E(self) -> Float[Tensor, "vocab d_model"]:
         """The embedding."""
-        return self.embed.W_E  # type: ignore[return-value]
+        return self.embed.W_E
 
     @property
     def W_pos(self) -> Float[Tensor, "pos d_model"]:
         """The table of positions; an error where positions are rotary or none."""
         if self.pos_embed is None:
-            raise AttributeError("this model has no table of positions (rotary or none)")
-        return self.pos_embed.W_pos  # type: ignore[return-value]
+            raise ValueError("this model has no table of positions (rotary or none)")
+        return self.pos_embed.W_pos
 
     @property
     def W_U(self) -> Float[Tensor, "d_model vocab"]:
@@ -138,37 +148,39 @@ class WeightsMixin(nn.Module):
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
     ) -> Float[Tensor, " d_model"]:
-        """The sum of b_O, b_conv and, if asked, b_out of all layers before this one
-        (TransformerLens's contract).
+        """The sum of b_O, b_conv and, if asked, b_out of all layers before this one.
 
-        `mlp_input` counts this layer's mixer as well: what its MLP reads.
+        This is TransformerLens's contract. `mlp_input` counts this layer's mixer as well: what its
+        MLP reads.
         """
         total = self.W_E.new_zeros(self.W_E.shape[1])
-        for index, block in enumerate(self.blocks[: layer + 1 if mlp_input else layer]):
-            bias = block.attn.b_O if hasattr(block, "attn") else block.conv.b_conv
-            if bias is not None:
-                total = total + bias  # type: ignore[operator]
+        for index in range(layer + mlp_input):
+            block = cast(Block, self.blocks[index])
+            if block.mixer_bias is not None:
+                total = total + block.mixer_bias
             if include_mlp_biases and index < layer and block.mlp is not None:
-                total = total + block.mlp.b_out  # type: ignore[operator,union-attr]
+                total = total + block.mlp.b_out
         return total
 
     def tokens_to_residual_directions(
         self, tokens: int | str | Int[Tensor, "..."]
     ) -> Float[Tensor, "... d_model"]:
-        """The direction in the normalised stream whose dot product is a token's logit, the last
-        norm's gain folded in.
+        """The direction in the normalised stream whose dot product is a token's logit.
 
-        TransformerLens leaves the gain out and asks for a folded model; with it the attributions of
-        any model add up to its logits, `logit_bias` included.
+        The last norm's gain is folded in. TransformerLens leaves it out and asks for a folded
+        model; with it the attributions of any model add up to its logits, `logit_bias` included.
         """
         if isinstance(tokens, str):
-            tokens = self.to_single_token(tokens)  # type: ignore[operator]
+            tokens = self.to_single_token(tokens)
         directions = self.W_U.T[torch.as_tensor(tokens, device=self.W_U.device)]
         gain = getattr(self.ln_final, "w", None)
         return directions if gain is None else directions * gain
 
     def logit_bias(self, tokens: int | Int[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The part of a token's logit that no component writes: the last norm's offset through W_U, and b_U."""
+        """The part of a token's logit that no component writes.
+
+        That is the last norm's offset through W_U, and b_U.
+        """
         tokens = torch.as_tensor(tokens, device=self.W_U.device)
         bias = self.b_U[tokens]
         offset = getattr(self.ln_final, "b", None)

@@ -4,12 +4,13 @@ import html
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Float64
 
 from interp.plots import style
 
@@ -24,7 +25,7 @@ class AttentionView:
 
     tokens: tuple[str, ...]
     head_names: tuple[str, ...]
-    pattern: np.ndarray
+    pattern: Float64[np.ndarray, "head query key"] = field(repr=False)
 
     def html(self, include_bundle: bool = True) -> str:
         """The view as HTML.
@@ -70,7 +71,7 @@ def view(tokens: Sequence[str], pattern: npt.ArrayLike, head_names: Sequence[str
     >>> view(["<bos>", "a"], [[[1.0, 0.0], [0.4, 0.6]]], ["L1H3"]).head_names
     ('L1H3',)
     """
-    array = np.asarray(pattern, dtype=np.float64)
+    array = np.array(pattern, dtype=np.float64)
     expected = (len(head_names), len(tokens), len(tokens))
     if array.shape != expected or not array.size:
         raise ValueError(

@@ -13,7 +13,7 @@ LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bot
 BAND = 0.22  # opacity of one standard error
 # Pixels.
 CURVE_HEIGHT, TOP, LEGEND_HEIGHT, BOTTOM = 400, 66, 26, 58
-BAR_HEIGHT, MEASURE_GAP, PANEL_GAP, READING_WIDTH = 24, 16, 62, 116
+BAR_HEIGHT, MEASURE_GAP, PANEL_GAP, READING_WIDTH = 24.0, 16.0, 62.0, 116.0
 
 
 def curve(result: Result) -> go.Figure:
@@ -36,7 +36,7 @@ def curve(result: Result) -> go.Figure:
             height=CURVE_HEIGHT,
             margin={"l": 66, "r": 24, "t": TOP + LEGEND_HEIGHT * named, "b": BOTTOM},
             xaxis=style.axis("position", showgrid=False, showline=True, linecolor=style.FAINT),
-            yaxis=style.axis(str(result.unit)),
+            yaxis=style.axis(style.words(str(result.unit))),
             hovermode="x unified",
             showlegend=named,
             legend=LEGEND,
@@ -163,7 +163,7 @@ def _add_axes(figure: go.Figure, number: int, panel: _Panel, plot_height: float)
     figure.update_layout(
         {
             f"xaxis{suffix}": style.axis(
-                panel.unit, anchor=f"y{suffix}", rangemode="tozero",
+                style.words(panel.unit), anchor=f"y{suffix}", rangemode="tozero",
                 zeroline=True, zerolinecolor=style.QUIET, zerolinewidth=1, fixedrange=True,
             ),
             f"yaxis{suffix}": style.axis(

@@ -1,6 +1,7 @@
 """One HTML file with all it shows: figures, views, tables and prose, and no request to outside."""
 
 import html
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -98,7 +99,8 @@ def write_page(
             raise TypeError(f"a page cannot show {content!r}: it has no _repr_html_")
     figures = [content for content in contents if isinstance(content, go.Figure)]
     with_views = any(isinstance(content, AttentionView) for content in contents)
-    body = "\n".join(_section(section, figures) for section in sections)
+    numbers = itertools.count()
+    body = "\n".join(_section(section, numbers) for section in sections)
     parts = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
@@ -115,16 +117,15 @@ def write_page(
     write_whole(path, "\n".join(filter(None, parts)))
 
 
-def _section(section: Section, figures: Sequence[go.Figure]) -> str:
-    shown = [f'<div class="content">{_shown(c, figures)}</div>' for c in section.contents]
+def _section(section: Section, numbers: Iterator[int]) -> str:
+    shown = [f'<div class="content">{_shown(c, numbers)}</div>' for c in section.contents]
     heading = f"<h2>{html.escape(section.heading)}</h2>"
     return "\n".join(["<section>", heading, *_paragraphs(section.prose), *shown, "</section>"])
 
 
-def _shown(content: Shown, figures: Sequence[go.Figure]) -> str:
+def _shown(content: Shown, numbers: Iterator[int]) -> str:
     if isinstance(content, go.Figure):
-        number = next(i for i, figure in enumerate(figures) if figure is content)
-        return f'<div id="figure-{number}"></div>'
+        return f'<div id="figure-{next(numbers)}"></div>'
     if isinstance(content, AttentionView):
         return content.html(include_bundle=False)
     return content._repr_html_()

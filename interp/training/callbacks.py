@@ -1,4 +1,4 @@
-"""What is measured while a model trains: the scores of its heads and what they do for its predictions."""
+"""What is measured while a model trains: its heads, and what they do for its predictions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +15,11 @@ PROBE_SEQUENCES = 32
 
 
 class ProbeCallback(TrainerCallback):
-    """After every evaluation, log the best head of each kind, the repeated-sequence loss and the ICL score."""
+    """After every evaluation, log the best heads, the repeated-sequence loss and the ICL score."""
 
-    def __init__(self, model: HookedSequenceModel, log: Callable[[dict[str, float]], None], text: Dataset):
+    def __init__(
+        self, model: HookedSequenceModel, log: Callable[[dict[str, float]], None], text: Dataset
+    ):
         self.model, self.log = model, log
         self.text = text.select(range(min(TEXT_BLOCKS, len(text))))
 
@@ -35,7 +37,10 @@ def probe(model: HookedSequenceModel, text: Dataset) -> dict[str, float]:
     scores = head_scores(model, n=n, n_sequences=PROBE_SEQUENCES)
     repeated = repeated_sequence_loss(model, n=n, n_sequences=PROBE_SEQUENCES)
     return {
-        **{f"best_{kind}": float(scores.sel(score=kind).values.max()) for kind in scores.labels["score"]},
+        **{
+            f"best_{kind}": float(scores.sel(score=kind).values.max())
+            for kind in scores.labels["score"]
+        },
         **{name: float(repeated.sel(measure=name)) for name in repeated.labels["measure"]},
         "in_context_learning_score": float(in_context_learning_score(model, text["input_ids"][:])),
     }

@@ -1,4 +1,4 @@
-"""A trained model's card: data, tokens, seed, recipe, loss, scores, commit. Every number is measured here."""
+"""A trained model's card: data, recipe, loss and scores. Every number is measured here."""
 
 import json
 import math
@@ -10,90 +10,128 @@ from datasets import Dataset
 from huggingface_hub import ModelCardData
 
 import interp.models as models
-from interp.analysis import head_scores, in_context_learning_score, loss_by_position, repeated_sequence_loss
+from interp.analysis import (
+    head_scores,
+    in_context_learning_score,
+    loss_by_position,
+    repeated_sequence_loss,
+)
 from interp.analysis.result import Result, versions
 from interp.analysis.sequences import copy_length
 from interp.data.corpus import Corpus
 from interp.training.recipe import Recipe
 
+TAGS = ["mechanistic-interpretability", "induction-heads"]
 
-def write_card(directory: Path, recipe: Recipe, corpus: Corpus, train: Dataset, held_out: Dataset) -> None:
-    """Measure the saved model and write its README.md and scores.json."""
-    model = models.load(str(directory))
-    text = held_out["input_ids"][:]
-    n = copy_length(model.config.n_ctx)
-    scores = head_scores(model, n=n)
-    repeated = repeated_sequence_loss(model, n=n)
-    loss = float(loss_by_position(model, text).values.mean())
-    icl = in_context_learning_score(model, text)
-    best = scores.sel(score="induction").best()
-    induction = scores.sel(score="induction", head=best)
-    twin = head_scores(recipe.build(model.config.d_vocab, model.tokenizer), n=n).sel(score="induction")
-    data = ModelCardData(
-        library_name="interp", license="mit", tags=["mechanistic-interpretability", "induction-heads"]
-    )
-    epochs = recipe.steps * recipe.batch_size / len(train)
-    numbers = {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "tokens_trained_on": recipe.tokens,
-        "held_out_blocks": len(held_out),
-        "held_out_loss": loss,
-        "in_context_learning_score": float(icl),
-        "best_head": best,
-        "induction_score": float(induction),
-        "untrained_twin_induction_score": float(twin.values.max()),
-        **{name: float(repeated.sel(measure=name)) for name in repeated.labels["measure"]},
-    }
-    text_card = f"""---
-{data.to_yaml()}
+TEMPLATE = """---
+{header}
 ---
 
-# {recipe.name}
+# {name}
 
-A {recipe.architecture} of {numbers["parameters"]:,} parameters, trained on the text described below and on nothing else: no
-repeated random tokens, on which its heads are scored.
+A {architecture} of {parameters:,} parameters, trained on the text described below and on nothing
+else: no repeated random tokens, on which its heads are scored.
 
 ```python
 import interp
 
-model = interp.load("{recipe.name}")
+model = interp.load("{name}")
 interp.head_scores(model)
 ```
 
 ## Data
 
-{corpus.description} {len(train):,} blocks of {recipe.n_ctx} tokens to train on, {len(held_out):,} held out by a hash of
-each document. Tokenizer: {recipe.tokenizer}, {model.config.d_vocab:,} tokens, trained on the same text.
-{recipe.tokens:,} tokens were read, {epochs:.2f} times the corpus.
+{corpus}
+
+{train_blocks:,} blocks of {n_ctx} tokens to train on, {held_out_blocks:,} held out by a hash of
+each document. Tokenizer: {tokenizer}, {d_vocab:,} tokens, trained on the same text. {tokens:,}
+tokens were read, {epochs:.2f} times the corpus.
 
 ## What was measured
 
 | | |
 |---|---|
-| loss on held-out text | {loss:.3f} nats per token |
-| in-context-learning score (loss at token {icl.provenance["late"]} minus token {icl.provenance["early"]}) | {_value(icl)} nats |
-| best head on repeated random tokens | {best}: induction score {_value(induction)} (chance {np.asarray(induction.chance).item():.3f}) |
-| the same score, best head of the untrained twin | {float(twin.values.max()):.3f} |
-| first copy's loss | {_value(repeated.sel(measure="first_copy_loss"))} nats |
-| second copy's loss | {_value(repeated.sel(measure="second_copy_loss"))} nats |
-| drop | {_value(repeated.sel(measure="drop"))} nats |
-| second copy's top-1 accuracy | {_value(repeated.sel(measure="second_copy_accuracy"))} |
+{table}
 
-Induction score: `interp.head_scores` on {induction.provenance["n_sequences"]} sequences of BOS and twice
-{induction.provenance["n"]} distinct random tokens, seed {induction.provenance["seed"]}; ± is the standard error over sequences.
-Uniform predictions would cost ln({model.config.d_vocab:,}) = {math.log(model.config.d_vocab):.2f} nats.
+The copies are those of `interp.head_scores` and `interp.repeated_sequence_loss`: {n_sequences}
+sequences of BOS and twice the same {n} distinct random tokens, seed {seed}; ± is the standard error
+over sequences. Uniform predictions would cost ln({d_vocab:,}) = {uniform:.2f} nats.
 
 ## Recipe
 
-`interp train {recipe.name}`, with seed {recipe.seed}{_commit()}, and
-{", ".join(f"{name} {version}" for name, version in versions().items())}:
+`interp train {name}`, seed {recipe_seed}{commit}, {versions}:
 
 ```toml
-{recipe.to_toml().strip()}
+{recipe}
 ```
 """
-    (directory / "README.md").write_text(text_card)
+
+
+def write_card(
+    directory: Path, recipe: Recipe, corpus: Corpus, train: Dataset, held_out: Dataset
+) -> None:
+    """Measure the saved model and write its README.md and scores.json."""
+    model = models.load(str(directory))
+    n = copy_length(model.config.n_ctx)
+    text = held_out["input_ids"][:]
+    scores = head_scores(model, n=n).sel(score="induction")
+    best = scores.sel(head=scores.best())
+    repeated = repeated_sequence_loss(model, n=n)
+    loss = loss_by_position(model, text).values.mean()
+    icl = in_context_learning_score(model, text)
+    twin = recipe.build(model.config.d_vocab, model.tokenizer)
+    untrained = head_scores(twin, n=n).sel(score="induction").values.max()
+    numbers = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tokens_read": recipe.tokens,
+        "held_out_loss": float(loss),
+        "in_context_learning_score": float(icl),
+        "best_head": scores.best(),
+        "induction_score": float(best),
+        "untrained_induction_score": float(untrained),
+        **{name: float(repeated.sel(measure=name)) for name in repeated.labels["measure"]},
+    }
+    late, early = icl.provenance["late"], icl.provenance["early"]
+    rows = {
+        "loss on held-out text": f"{loss:.3f} nats per token",
+        f"in-context-learning score (loss at token {late} minus token {early})": _nats(icl),
+        f"induction score of the best head, {scores.best()}": _value(best),
+        "the same for uniform attention": f"{np.asarray(best.chance).item():.3f}",
+        "the same for the best head of the untrained model": f"{untrained:.3f}",
+        "first copy's loss": _nats(repeated.sel(measure="first_copy_loss")),
+        "second copy's loss": _nats(repeated.sel(measure="second_copy_loss")),
+        "drop from the first to the second": _nats(repeated.sel(measure="drop")),
+        "second copy's top-1 accuracy": _value(repeated.sel(measure="second_copy_accuracy")),
+    }
+    card = TEMPLATE.format(
+        header=ModelCardData(library_name="interp", license="mit", tags=TAGS).to_yaml(),
+        name=recipe.name,
+        architecture=recipe.architecture,
+        parameters=numbers["parameters"],
+        corpus=corpus.description,
+        train_blocks=len(train),
+        held_out_blocks=len(held_out),
+        n_ctx=recipe.n_ctx,
+        tokenizer=recipe.tokenizer,
+        d_vocab=model.config.d_vocab,
+        tokens=recipe.tokens,
+        epochs=recipe.steps * recipe.batch_size / len(train),
+        table="\n".join(f"| {what} | {number} |" for what, number in rows.items()),
+        n=n,
+        n_sequences=best.provenance["n_sequences"],
+        seed=best.provenance["seed"],
+        uniform=math.log(model.config.d_vocab),
+        recipe_seed=recipe.seed,
+        commit=_commit(),
+        versions=", ".join(f"{package} {version}" for package, version in versions().items()),
+        recipe=recipe.to_toml().strip(),
+    )
+    (directory / "README.md").write_text(card)
     (directory / "scores.json").write_text(json.dumps(numbers, indent=1) + "\n")
+
+
+def _nats(result: Result) -> str:
+    return f"{_value(result)} nats"
 
 
 def _value(result: Result) -> str:

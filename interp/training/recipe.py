@@ -1,11 +1,11 @@
-"""A training run, in data. One definition feeds the TOML file, the command line's flags and the docs."""
+"""A training run, in data: one definition for the TOML file, the command line and the docs."""
 
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import tomli_w
 
@@ -26,7 +26,8 @@ class Recipe:
     True
 
     Raises:
-        ValueError: an unknown key or a value out of its bounds; the message names key, value and remedy.
+        ValueError: an unknown key or a value out of its bounds; the message names key, value and
+            remedy.
     """
 
     name: str = _help("what the run, its directory and its model are called", "run")
@@ -35,15 +36,19 @@ class Recipe:
         default_factory=dict,
         metadata={"help": "the preset's keyword arguments, without d_vocab and n_ctx"},
     )
-    corpus: str = _help('"python-docs", a path or glob of text files, or "hf:owner/name"', "python-docs")
+    corpus: str = _help(
+        '"python-docs", a path or glob of text files, or "hf:owner/name"', "python-docs"
+    )
     held_out: float = _help("share of the documents that are never trained on", 0.02)
-    tokenizer: Literal["bpe", "characters"] = _help("byte-level BPE, or one token per character", "bpe")
+    tokenizer: str = _help("bpe (byte-level), or characters (one token each)", "bpe")
     vocab_size: int = _help("tokens in the vocabulary", 1024)
     n_ctx: int = _help("tokens in a block, BOS included", 256)
     steps: int = _help("optimiser steps", 2000)
     batch_size: int = _help("blocks in one step, over all processes", 8)
     learning_rate: float = _help("AdamW's peak learning rate", 5e-3)
-    warmup_ratio: float = _help("share of the steps in which the rate rises linearly; then a cosine", 0.05)
+    warmup_ratio: float = _help(
+        "share of the steps in which the rate rises linearly; then a cosine", 0.05
+    )
     weight_decay: float = _help("AdamW's weight decay", 0.0)
     adam_beta2: float = _help("AdamW's second-moment decay", 0.95)
     max_grad_norm: float = _help("gradients are clipped to this norm", 1.0)
@@ -57,8 +62,12 @@ class Recipe:
         self._require(self.architecture in presets, "architecture", f"one of {', '.join(presets)}")
         self._require(self.tokenizer in ("bpe", "characters"), "tokenizer", "bpe or characters")
         floor = 258 if self.tokenizer == "bpe" else 4
-        self._require(self.vocab_size >= floor, "vocab_size", f"at least {floor} (special tokens included)")
-        self._require(self.n_ctx >= 8, "n_ctx", "at least 8, or there is no room for a repeat to probe with")
+        self._require(
+            self.vocab_size >= floor, "vocab_size", f"at least {floor} (special tokens included)"
+        )
+        self._require(
+            self.n_ctx >= 8, "n_ctx", "at least 8, or there is no room for a repeat to probe with"
+        )
         for name in ("steps", "batch_size", "probe_steps", "save_steps"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("learning_rate", "max_grad_norm"):
@@ -69,7 +78,9 @@ class Recipe:
         self._require(self.weight_decay >= 0, "weight_decay", "at least 0")
         for name in ("d_vocab", "n_ctx", "seed", "tokenizer"):
             if name in self.model:
-                raise ValueError(f"recipe: model.{name} is set by the recipe itself; leave it out of [model]")
+                raise ValueError(
+                    f"recipe: model.{name} is set by the recipe itself; leave it out of [model]"
+                )
 
     def _require(self, condition: bool, name: str, bound: str) -> None:
         if not condition:
@@ -83,7 +94,9 @@ class Recipe:
                 d_vocab=d_vocab, n_ctx=self.n_ctx, seed=self.seed, tokenizer=tokenizer, **self.model
             )
         except TypeError as error:
-            raise ValueError(f"recipe: [model] does not fit {self.architecture}: {error}") from error
+            raise ValueError(
+                f"recipe: [model] does not fit {self.architecture}: {error}"
+            ) from error
 
     @property
     def tokens(self) -> int:
@@ -120,7 +133,9 @@ class Recipe:
         path = _bundled().get(str(name), Path(name))
         if not path.is_file():
             bundled = ", ".join(sorted(_bundled())) or "none"
-            raise FileNotFoundError(f"{name} is no TOML file and no bundled recipe; those are {bundled}")
+            raise FileNotFoundError(
+                f"{name} is no TOML file and no bundled recipe; those are {bundled}"
+            )
         try:
             return cls.from_toml(path.read_text(encoding="utf-8"))
         except tomllib.TOMLDecodeError as error:
@@ -128,7 +143,7 @@ class Recipe:
 
 
 def _architectures() -> dict[str, Any]:
-    """The model classes by name. Imported late: they bring PyTorch and TransformerLens with them."""
+    """The model classes by name, imported late: they bring PyTorch and TransformerLens along."""
     from interp.models.presets import HubMixin
 
     return dict(HubMixin.architectures)

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -29,7 +29,10 @@ RECIPE, HISTORY, CHECKPOINTS, DATA = "recipe.toml", "history.json", "checkpoints
 
 
 class NextTokenLoss(nn.Module):
-    """Our model as the Trainer wants one: a batch in, a dictionary with the loss out, and no `config` of its own."""
+    """Our model as the Trainer wants one: a batch in, a dictionary with the loss out.
+
+    It has no `config`, which the Trainer would take for a Hugging Face one and write to.
+    """
 
     def __init__(self, model: HookedSequenceModel):
         super().__init__()
@@ -46,30 +49,41 @@ class SequenceTrainer(Trainer):
     @property
     def sequence_model(self) -> HookedSequenceModel:
         """The model that is being trained, whatever it is wrapped in."""
-        return cast(NextTokenLoss, self.accelerator.unwrap_model(self.model, keep_torch_compile=False)).model
+        return cast(
+            NextTokenLoss, self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        ).model
 
-    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.sequence_model.save_pretrained(cast(str, output_dir or self.args.output_dir))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
         stored = HookedSequenceModel.from_pretrained(resume_from_checkpoint)
         self.sequence_model.load_state_dict(stored.state_dict())
 
 
 @contextmanager
 def global_random_state_kept() -> Iterator[None]:
-    """The Trainer seeds Python's, NumPy's and PyTorch's global generators; give them back as they were."""
-    python, numpy = random.getstate(), np.random.get_state()
+    """The Trainer seeds the global generators; give them back as they were."""
+    python = random.getstate()
+    numpy = np.random.get_state()  # noqa: NPY002 (the Trainer uses it)
     with torch.random.fork_rng():
         try:
             yield
         finally:
             random.setstate(python)
-            np.random.set_state(numpy)
+            np.random.set_state(numpy)  # noqa: NPY002
 
 
 def train(
-    recipe: Recipe | str | Path, directory: str | Path | None = None, *, resume: bool = False, report_to: str = "none"
+    recipe: Recipe | str | Path,
+    directory: str | Path | None = None,
+    *,
+    resume: bool = False,
+    report_to: str = "none",
 ) -> Path:
     """Train a model and write it, its history and its card into a directory.
 
@@ -80,7 +94,8 @@ def train(
         report_to: a tracker of the Trainer's: "tensorboard", "wandb", "trackio", or "none".
 
     Returns:
-        The directory: model and tokenizer as `interp.load` reads them, `recipe.toml`, `history.json` (every logged
+        The directory: model and tokenizer as `interp.load` reads them, `recipe.toml`,
+            `history.json` (every logged
         number, by step), a model card, and `checkpoints/`.
 
     Raises:
@@ -94,7 +109,8 @@ def train(
     corpus = load_corpus(recipe.corpus, held_out=recipe.held_out)
     tokenizer = _tokenizer(directory / "tokenizer", corpus, recipe)
     blocks = {
-        part: pack(corpus.split(part), tokenizer, recipe.n_ctx, directory / DATA) for part in ("train", "validation")
+        part: pack(corpus.split(part), tokenizer, recipe.n_ctx, directory / DATA)
+        for part in ("train", "validation")
     }
     _check_blocks(blocks["train"], recipe)
     model = recipe.build(len(tokenizer), tokenizer)
@@ -115,20 +131,26 @@ def train(
 
 
 def _prepare(directory: Path, recipe: Recipe, resume: bool) -> str | None:
-    """The checkpoint to go on from, if any; the directory made and the recipe written before any work."""
+    """Make the directory, write the recipe, and give the checkpoint to go on from, if any."""
     checkpoints = directory / CHECKPOINTS
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     if resume and last is None:
-        raise FileNotFoundError(f"{directory} holds no checkpoint to resume from; train without resume first")
+        raise FileNotFoundError(
+            f"{directory} holds no checkpoint to resume from; train without resume first"
+        )
     if not resume and last is not None:
-        raise FileExistsError(f"{directory} already holds a run; resume it, or choose another directory")
+        raise FileExistsError(
+            f"{directory} already holds a run; resume it, or choose another directory"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     if not os.access(directory, os.W_OK):
         raise PermissionError(f"{directory} cannot be written to; choose another directory")
     if resume and (stored := (directory / RECIPE)).is_file():
         before = Recipe.from_toml(stored.read_text())
         if before != recipe:
-            raise ValueError(f"{stored} differs from the recipe to resume; train it into another directory")
+            raise ValueError(
+                f"{stored} differs from the recipe to resume; train it into another directory"
+            )
     (directory / RECIPE).write_text(recipe.to_toml())
     return last
 
@@ -136,7 +158,8 @@ def _prepare(directory: Path, recipe: Recipe, resume: bool) -> str | None:
 def _tokenizer(directory: Path, corpus: Corpus, recipe: Recipe) -> PreTrainedTokenizerFast:
     if directory.is_dir():
         return PreTrainedTokenizerFast.from_pretrained(directory)
-    tokenizer = train_tokenizer(corpus.split("train"), recipe.vocab_size, recipe.tokenizer)
+    kind = cast(Literal["bpe", "characters"], recipe.tokenizer)
+    tokenizer = train_tokenizer(corpus.split("train"), recipe.vocab_size, kind)
     unfinished = directory.with_name(".tokenizer-unfinished")
     tokenizer.save_pretrained(unfinished)
     shutil.move(unfinished, directory)
@@ -146,15 +169,17 @@ def _tokenizer(directory: Path, corpus: Corpus, recipe: Recipe) -> PreTrainedTok
 def _check_blocks(blocks: Dataset, recipe: Recipe) -> None:
     if len(blocks) < recipe.batch_size:
         raise ValueError(
-            f"recipe: the corpus gives {len(blocks)} blocks of n_ctx={recipe.n_ctx}, fewer than batch_size="
-            f"{recipe.batch_size}; use a larger corpus, shorter blocks or a smaller batch"
+            f"recipe: the corpus gives {len(blocks)} blocks of n_ctx={recipe.n_ctx}, fewer than"
+            f" batch_size={recipe.batch_size}; use more text, shorter blocks or a smaller batch"
         )
 
 
 def _arguments(recipe: Recipe, directory: Path, report_to: str) -> TrainingArguments:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if recipe.batch_size % processes:
-        raise ValueError(f"recipe: batch_size is {recipe.batch_size}, which {processes} processes cannot share")
+        raise ValueError(
+            f"recipe: batch_size is {recipe.batch_size}, which {processes} processes cannot share"
+        )
     return TrainingArguments(
         output_dir=str(directory / CHECKPOINTS),
         max_steps=recipe.steps,

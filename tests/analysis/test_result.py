@@ -259,7 +259,7 @@ class TestFiles:
 class TestDisplay:
     def test_repr_shows_value_error_chance_and_origin(self):
         shown = repr(head_scores())
-        assert "head_scores [probability], 2 score x 3 head" in shown
+        assert "head_scores [probability] (score: 2, head: 3)" in shown
         assert "0.900 ± 0.030" in shown
         assert "0.052" in shown
         assert "model conv-attn" in shown
@@ -284,7 +284,7 @@ class TestDisplay:
         assert "x" in repr(Result("x", values, (), {}))
 
     def test_an_empty_result_has_a_repr(self):
-        assert "0 head" in repr(Result("x", np.zeros(0), ("head",), {"head": ()}))
+        assert "head: 0" in repr(Result("x", np.zeros(0), ("head",), {"head": ()}))
 
     def test_html_is_escaped_everywhere(self):
         evil = "<script>alert('x')</script>"
