@@ -16,9 +16,9 @@ os.environ |= {
     "WANDB_MODE": "disabled",
 }
 
-# An int will do where a float is asked for, as for every type checker. jaxtyping decorates each method
-# by itself, and beartype knows what Self is only where it decorates the whole class: here anything
-# may stand for it, and pyright checks it.
+# An int will do where a float is asked for, as for every type checker. jaxtyping decorates each
+# method by itself, and beartype knows what Self is only where it decorates the whole class: here
+# anything may stand for it, and pyright checks it.
 CHECKER = """beartype.beartype(conf=beartype.BeartypeConf(
     is_pep484_tower=True,
     hint_overrides=beartype.FrozenDict({beartype.typing.Self: object}),

@@ -59,7 +59,7 @@ def test_train_trains(tmp_path: Path):
     flags = {
         "--corpus": str(tmp_path / "*.txt"),
         "--out": str(tmp_path / "run"),
-        "--model": "d_model=16",
+        "--model": "d_model=24",
         "--held-out": "0.3",
         "--vocab-size": "300",
         "--n-ctx": "16",
@@ -68,4 +68,4 @@ def test_train_trains(tmp_path: Path):
     }
     result = run(app, ["train", "conv-attn", *(word for flag in flags.items() for word in flag)])
     assert result.exit_code == 0, result.output
-    assert interp.load(str(tmp_path / "run")).config.d_model == 16
+    assert interp.load(str(tmp_path / "run")).config.d_model == 24

@@ -22,7 +22,7 @@ from interp.analysis.storage import write_whole
 from interp.analysis.tables import rounded
 
 if TYPE_CHECKING:
-    import plotly.graph_objects
+    import interp.plots
 
 __all__ = ["Label", "Result", "rounded", "versions", "write_whole"]
 
@@ -199,7 +199,7 @@ class Result:
         frame["unit"] = unit if isinstance(unit, str) else [unit[m] for m in frame["measure"]]
         return frame
 
-    def plot(self) -> "plotly.graph_objects.Figure":
+    def plot(self) -> "interp.plots.Figure":
         """A figure to suit the axes: a curve over "position", a heatmap of "head", "measure" bars.
 
         Raises:

@@ -126,9 +126,14 @@ class Attention(nn.Module):
         x_qk = x if positions is None else x + positions
         q = self.hook_q(_project(x_qk, self.W_Q, self.b_Q))
         k = self.hook_k(_project(x_qk, self.W_K, self.b_K))
-        v = self.hook_v(_project(x, self.W_V, self.b_V))
         q, k = self._place(q, k, key_mask)
+        v = self.hook_v(_project(x, self.W_V, self.b_V))
         return self._write(self.hook_z(self._attend(q, k, v, Visibility(self.causal, key_mask))))
+
+    def log_sum_exp(self, q: Heads, k: Heads) -> Float[Tensor, "batch query head"]:
+        """What `hook_log_sum_exp` hears, from queries and keys as they meet: no values needed."""
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
+        return kernels.log_sum_exp(q, k, Visibility(self.causal), self.scale).transpose(1, 2)
 
     def _place(self, q: Heads, k: Heads, key_mask: KeyMask | None) -> tuple[Heads, Heads]:
         if self.smear is not None:

@@ -70,6 +70,11 @@ def fused_with_log_sum_exp(
     return z, lse
 
 
+def log_sum_exp(q: HeadFirst, k: KeysFirst, visibility: Visibility, scale: float) -> LogSumExp:
+    """The log-sum-exp of each query's scores alone, for who has no use for the output."""
+    return fused_with_log_sum_exp(q, k, k, visibility, scale)[1]
+
+
 def chunked(
     q: HeadFirst,
     k: KeysFirst,

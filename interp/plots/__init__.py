@@ -1,12 +1,14 @@
 """Figures and pages from results. Everything here is read offline: no figure looks anything up."""
 
-import plotly.graph_objects as go
+from plotly.graph_objects import Figure
 
 from interp.analysis.result import Result
 from interp.plots import curves, heatmaps
 
+__all__ = ["Figure", "figure"]
 
-def figure(result: Result) -> go.Figure:
+
+def figure(result: Result) -> Figure:
     """The figure that suits a result's axes; `Result.plot()` is this function.
 
     A curve over "position", bars of each "measure", else a heatmap of "head".

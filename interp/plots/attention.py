@@ -94,10 +94,10 @@ def bundle() -> str:
 
 
 def in_script(data: object) -> str:
-    """JSON that is safe inside a script element, whatever its strings hold.
+    r"""JSON that is safe inside a script element, whatever its strings hold.
 
     >>> in_script({"token": "</script>"})
-    '{"token": "\\\\u003c/script>"}'
+    '{"token": "\\u003c/script>"}'
     """
     return json.dumps(data, allow_nan=False).replace("<", "\\u003c")
 

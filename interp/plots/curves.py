@@ -169,7 +169,7 @@ def _add_axes(figure: go.Figure, number: int, panel: _Panel, plot_height: float)
             f"yaxis{suffix}": style.axis(
                 domain=(floor, ceiling), anchor=f"x{suffix}", range=(panel.height, 0),
                 tickvals=panel.places, ticktext=[style.words(name) for name in panel.names],
-                showgrid=False, fixedrange=True,
+                showgrid=False, fixedrange=True, ticklabelstandoff=10,
             ),
         }
     )  # fmt: skip

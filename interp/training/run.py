@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -78,6 +78,7 @@ def global_random_state_kept() -> Iterator[None]:
             np.random.set_state(numpy)  # noqa: NPY002
 
 
+@global_random_state_kept()
 def train(
     recipe: Recipe | str | Path,
     directory: str | Path | None = None,
@@ -95,8 +96,7 @@ def train(
 
     Returns:
         The directory: model and tokenizer as `interp.load` reads them, `recipe.toml`,
-            `history.json` (every logged
-        number, by step), a model card, and `checkpoints/`.
+        `history.json` (every logged number, by step), a model card, and `checkpoints/`.
 
     Raises:
         FileExistsError: the directory holds a run, and `resume` is False.
@@ -114,15 +114,14 @@ def train(
     }
     _check_blocks(blocks["train"], recipe)
     model = recipe.build(len(tokenizer), tokenizer)
-    with global_random_state_kept():
-        trainer = SequenceTrainer(
-            model=NextTokenLoss(model),
-            args=_arguments(recipe, directory, report_to),
-            train_dataset=blocks["train"],
-            eval_dataset=blocks["validation"],
-        )
-        trainer.add_callback(ProbeCallback(model, trainer.log, blocks["validation"]))
-        trainer.train(resume_from_checkpoint=checkpoint)
+    trainer = SequenceTrainer(
+        model=NextTokenLoss(model),
+        args=_arguments(recipe, directory, report_to),
+        train_dataset=blocks["train"],
+        eval_dataset=blocks["validation"],
+    )
+    trainer.add_callback(ProbeCallback(model, trainer.log, blocks["validation"]))
+    trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
         model.save_pretrained(directory)
         (directory / HISTORY).write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")

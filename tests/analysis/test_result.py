@@ -137,7 +137,7 @@ class TestSelection:
     def test_unknown_names_are_listed_with_the_known_ones(self):
         with pytest.raises(KeyError, match="no axis 'layer'"):
             head_scores().sel(layer=0)
-        with pytest.raises(KeyError, match="L9H9.*'L0H0', 'L0H1', 'L1H0'"):
+        with pytest.raises(KeyError, match=r"L9H9.*'L0H0', 'L0H1', 'L1H0'"):
             head_scores().sel(head="L9H9")
 
     def test_float_needs_a_single_value(self):
@@ -225,7 +225,7 @@ class TestFiles:
     def test_a_foreign_file_is_named(self, tmp_path, content):
         path = tmp_path / "foreign.json"
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="foreign.json is not a saved Result"):
+        with pytest.raises(ValueError, match=r"foreign\.json is not a saved Result"):
             Result.load(path)
 
     @given(st.data())
@@ -243,8 +243,12 @@ class TestFiles:
         path = tmp_path / "r.json"
         head_scores().save(path)
         before = path.read_bytes()
-        monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError))
-        with pytest.raises(OSError):
+
+        def full(*_: object) -> None:
+            raise OSError("the disk is full")
+
+        monkeypatch.setattr("pathlib.Path.replace", full)
+        with pytest.raises(OSError, match="disk is full"):
             losses().save(path)
         assert path.read_bytes() == before
         assert list(tmp_path.iterdir()) == [path]

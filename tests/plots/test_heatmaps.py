@@ -124,9 +124,10 @@ def test_panels_never_overlap_and_stay_readable(n_layers, n_heads, n_scores):
 def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(ValueError, match="'head 3' names no head"):
         heads(Result("x", np.zeros(1), ("head",), {"head": ("head 3",)}))
+    axes = ("step", "score", "head")
+    cube = Result("x", np.zeros((1, 1, 1)), axes, dict.fromkeys(axes, ("L0H0",)))
     with pytest.raises(ValueError, match="at most one other"):
-        axes = ("step", "score", "head")
-        heads(Result("x", np.zeros((1, 1, 1)), axes, dict.fromkeys(axes, ("L0H0",))))
+        heads(cube)
     with pytest.raises(ValueError, match="no head to draw"):
         heads(Result("x", np.zeros(0), ("head",), {"head": ()}))
 

@@ -113,7 +113,7 @@ def test_a_browser_shows_it_all_without_complaint(tmp_path):
     options += ["--disable-background-networking", "--enable-logging=stderr"]
     options += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000"]
     shown = subprocess.run(
-        ["chromium", *options, path.as_uri()], capture_output=True, text=True, timeout=120
+        ["chromium", *options, path.as_uri()], capture_output=True, text=True, timeout=300
     )
     assert "CONSOLE" not in shown.stderr
     assert shown.stdout.count("L1H1 Zoomed") >= 2

@@ -62,7 +62,7 @@ def test_the_card_says_what_was_measured(run: Path, recipe: Recipe):
     scores = interp.head_scores(model, n=15).sel(score="induction")
     assert numbers["best_head"] == scores.best()
     assert numbers["induction_score"] == pytest.approx(scores.values.max(), abs=1e-6)
-    assert numbers["tokens_trained_on"] == recipe.tokens == 40 * 8 * 32
+    assert numbers["tokens_read"] == recipe.tokens == 40 * 8 * 32
     assert f"{numbers['held_out_loss']:.3f} nats" in card
     assert recipe.to_toml().strip() in card
 

@@ -1,0 +1,90 @@
+"""A mkdocs hook: code on a page is run when the site is built, and shown as a notebook shows it.
+
+A block ```` ```python exec="true" source="above" session="NAME" ```` runs in the names of its session.
+Under its source stands what it printed, then the value of its last line. With `raises="ValueError"`
+it has to raise that error, whose message is shown instead; any other error fails a strict build.
+A block without `source` runs in the same session; what it prints is Markdown.
+"""
+
+import ast
+import html
+import traceback
+from contextlib import redirect_stdout
+from functools import partial
+from io import StringIO
+from pprint import pformat
+from typing import Any
+
+import facts  # noqa: F401  for the pages: only while a hook is loaded can it be found
+import plotly.graph_objects as go
+from markdown_exec import ExecutionError, base_format, code_block, formatters
+
+from interp.plots.attention import AttentionView
+
+_sessions: dict[str, dict[str, Any]] = {}
+
+
+def on_startup(command: str, dirty: bool) -> None:
+    """Take the place of markdown-exec's own formatter."""
+    formatters["python"] = _format
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """A page begins with a fresh session, so that `mkdocs serve` shows what a build shows."""
+    _sessions.clear()
+    return markdown
+
+
+def _format(**options: Any) -> str:
+    options["html"] = shows_source = bool(options["source"])
+    raises = options["extra"].pop("raises", "")
+    run = partial(_run, raises=raises, as_markdown=not shows_source)
+    return base_format(language="python", run=run, **options)
+
+
+def _run(code: str, *, session: str, raises: str, as_markdown: bool, **_: Any) -> str:
+    names = _sessions.setdefault(session, {"__name__": "__main__"})
+    printed, value, error = StringIO(), None, ""
+    try:
+        with redirect_stdout(printed):
+            value = _value_of(code, names)
+    except Exception as exception:
+        if type(exception).__name__ != raises:
+            raise ExecutionError(code_block("python", traceback.format_exc())) from exception
+        error = f"{raises}: {exception}"
+    if raises and not error:
+        raise ExecutionError(code_block("text", f"the block did not raise {raises}"))
+    if as_markdown:
+        return printed.getvalue()
+    return "\n".join(filter(None, [_text(printed.getvalue()), _shown(value), _text(error, "error")]))
+
+
+def _value_of(code: str, names: dict[str, Any]) -> Any:
+    """Run the code; the value of its last statement, if that is an expression."""
+    body = ast.parse(code).body
+    last = body.pop() if body and isinstance(body[-1], ast.Expr) else None
+    exec(compile(ast.Module(body, []), "<cell>", "exec"), names)
+    if isinstance(last, ast.Expr):
+        return eval(compile(ast.Expression(last.value), "<cell>", "eval"), names)
+    return None
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, go.Figure):
+        # plotly escapes what could close the element.
+        data = f'<script type="application/json">{value.to_json()}</script>'
+        return f'<div class="cell-output figure">{data}</div>'
+    if isinstance(value, AttentionView):
+        return f'<div class="cell-output">{value.html(include_bundle=False)}</div>'
+    if hasattr(value, "_repr_html_"):
+        return f'<div class="cell-output">{value._repr_html_()}</div>'
+    return _text(pformat(value, width=88, sort_dicts=False))
+
+
+def _text(text: str, kind: str = "text") -> str:
+    if not text.strip():
+        return ""
+    escaped = html.escape(text.rstrip())
+    return f'<div class="cell-output {kind}"><pre><code>{escaped}</code></pre></div>'

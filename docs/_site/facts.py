@@ -1,0 +1,201 @@
+"""What the pages and the README say about the package, read from the package itself.
+
+`python docs/_site/facts.py` prints the README's table of the reference models.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, fields
+from typing import Any, get_type_hints
+
+# Sizes that no two dimensions share, so that a number in a shape has one name.
+SIZES = {
+    "batch": 2,
+    "lag": 3,
+    "d_head": 5,
+    "pos": 7,
+    "head": 4,
+    "d_mlp": 17,
+    "d_model": 24,
+    "n_ctx": 29,
+    "vocab": 101,
+}
+NAMES = {size: name for name, size in SIZES.items()}
+
+MEASURES = {
+    "parameters": ("parameters", "{:,}"),
+    "tokens read in training": ("tokens_trained_on", "{:,}"),
+    "best head": ("best_head", "{}"),
+    "its induction score": ("induction_score", "{:.2f}"),
+    "the best head's before training": ("untrained_twin_induction_score", "{:.2f}"),
+    "loss on the first copy, nats": ("first_copy_loss", "{:.2f}"),
+    "loss on the second copy, nats": ("second_copy_loss", "{:.2f}"),
+    "the second copy's tokens guessed right": ("second_copy_accuracy", "{:.1%}"),
+    "loss on held-out text, nats": ("held_out_loss", "{:.2f}"),
+}
+
+
+def table(head: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequence[str]]) -> str:
+    """Rows as a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def measured(name: str) -> dict[str, Any]:
+    """The scores.json of a bundled checkpoint: what was measured when it was trained."""
+    from interp.models.hub import bundled
+
+    return json.loads((bundled()[name] / "scores.json").read_text(encoding="utf-8"))
+
+
+def reference_models() -> str:
+    """The bundled checkpoints side by side, as measured when they were trained."""
+    from interp.models import available
+
+    numbers = {name: measured(name) for name in available()}
+    rows = [
+        [label, *(form.format(numbers[name][key]) for name in numbers)]
+        for label, (key, form) in MEASURES.items()
+    ]
+    return table(["", *(f"`{name}`" for name in numbers)], rows)
+
+
+def card(name: str) -> str:
+    """A bundled checkpoint's model card, to stand under a heading of the second level."""
+    from interp.models.hub import bundled
+
+    text = (bundled()[name] / "README.md").read_text(encoding="utf-8")
+    body = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+    body = re.sub(r"\A\s*# .*\n", "", body)
+    return re.sub(r"^## ", "#### ", body, flags=re.MULTILINE)
+
+
+def glossary() -> str:
+    """The table of dimension names, from the module that holds it."""
+    from interp.models import shapes
+
+    return "\n".join(line for line in str(shapes.__doc__).splitlines() if line.startswith("|"))
+
+
+def recipe_fields() -> str:
+    """Every field of a recipe: its type, default and help."""
+    from interp.training.recipe import Recipe
+
+    types = get_type_hints(Recipe)
+    rows = []
+    for field in fields(Recipe):
+        kind = getattr(types[field.name], "__name__", "")
+        if kind in ("Literal", "Mapping"):
+            kind = {"Literal": "choice", "Mapping": "table"}[kind]
+        default = "{}" if field.default is MISSING else json.dumps(field.default)
+        rows.append([f"`{field.name}`", kind, f"`{default}`", field.metadata["help"]])
+    return table(["field", "type", "default", "meaning"], rows)
+
+
+def bundled_recipes() -> Iterator[tuple[str, str]]:
+    """The name and the TOML text of each recipe that ships."""
+    from interp.training.recipe import _bundled
+
+    for name, path in _bundled().items():
+        yield name, path.read_text(encoding="utf-8").strip()
+
+
+def family() -> str:
+    """The presets: what each is, from its docstring, and its layers."""
+    from interp import models
+    from interp.models.presets import HubMixin
+
+    rows = []
+    for name in HubMixin.architectures:
+        if name == "HookedSequenceModel":
+            continue
+        preset = getattr(models, name)
+        model = preset(d_vocab=SIZES["vocab"], d_model=SIZES["d_model"], n_heads=SIZES["head"], n_ctx=8)
+        layers = ", ".join(_layer(layer) for layer in model.config.layers)
+        what = str(preset.__doc__).strip().split("\n\n")[0].replace("\n    ", " ")
+        rows.append([f"[`{name}`][interp.models.presets.{name}]", layers, what])
+    return table(["preset", "layers", "what it is"], rows)
+
+
+def _layer(layer: Any) -> str:
+    name = type(layer).__name__
+    if name == "Conv":
+        return f"Conv (lags 0 to {layer.lags - 1})"
+    extras = [word for word, there in (("smeared keys", layer.smear), ("MLP", layer.mlp)) if there]
+    return " + ".join([name, *extras])
+
+
+def _specimen() -> Any:
+    """A model with every kind of layer, of sizes that tell the dimensions apart."""
+    from interp.models import MLP, Attention, Conv, HookedSequenceModel, ModelConfig
+
+    head = {"n_heads": SIZES["head"], "d_head": SIZES["d_head"]}
+    layers = (
+        Conv(lags=SIZES["lag"]),
+        Attention(**head, smear=True, mlp=MLP(SIZES["d_mlp"])),
+    )
+    sizes = {"d_vocab": SIZES["vocab"], "d_model": SIZES["d_model"], "n_ctx": SIZES["n_ctx"]}
+    return HookedSequenceModel(ModelConfig(layers=layers, **sizes))
+
+
+def hook_points() -> str:
+    """Every hook point of a conv block, an attention block and an MLP, with its shape."""
+    import torch
+
+    model = _specimen()
+    tokens = torch.zeros(SIZES["batch"], SIZES["pos"], dtype=torch.long)
+    _, cache = model.run_with_cache(tokens)
+    rows = [[f"`{name}`", f"`[{_shape(name, cache[name].shape)}]`"] for name in model.hook_dict]
+    return table(["hook point", "shape"], rows)
+
+
+def parameters() -> str:
+    """Every parameter of the same model, with its shape."""
+    rows = [[f"`{name}`", f"`[{_shape(name, p.shape)}]`"] for name, p in _specimen().named_parameters()]
+    return table(["parameter", "shape"], rows)
+
+
+def _shape(name: str, shape: Sequence[int]) -> str:
+    words = [NAMES.get(size, str(size)) for size in shape]
+    if name.endswith(("hook_pattern", "hook_attn_scores")):
+        words[-2:] = ["query", "key"]
+    if name.endswith("W_conv"):
+        words[-2:] = ["d_in", "d_out"]
+    return " ".join(words)
+
+
+def command_line() -> str:
+    """The help texts of the command line, as it prints them."""
+    from typer.main import get_command
+
+    from interp.cli import app
+
+    command = get_command(app)
+    return "\n".join(_command("interp", command))
+
+
+def _command(path: str, command: Any) -> Iterator[str]:
+    yield f"## `{path}`\n"
+    yield f"{command.help or ''}\n"
+    for parameter in command.params:
+        yield f"- {_parameter(parameter)}"
+    yield ""
+    for name, child in getattr(command, "commands", {}).items():
+        yield from _command(f"{path} {name}", child)
+
+
+def _parameter(parameter: Any) -> str:
+    is_flag = getattr(parameter, "is_flag", False)
+    names = "`, `".join(parameter.opts + parameter.secondary_opts)
+    if parameter.param_type_name == "argument":
+        names = parameter.name.upper()
+    value = "" if is_flag or parameter.param_type_name == "argument" else f" {parameter.type.name}"
+    text = getattr(parameter, "help", None) or ""
+    default = parameter.default
+    shown = getattr(parameter, "show_default", False) and default not in (None, False)
+    return f"`{names}{value}`" + (f": {text}" if text else "") + (f" (default `{default}`)" if shown else "")
+
+
+if __name__ == "__main__":
+    print(reference_models())

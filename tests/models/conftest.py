@@ -1,0 +1,23 @@
+"""Fixtures of the model tests: the zoo, one model at a time."""
+
+from collections.abc import Iterator
+
+import jaxtyping
+import pytest
+
+from interp.models import HookedSequenceModel
+from tests.models import zoo
+
+
+@pytest.fixture(params=zoo.NAMES)
+def model(request: pytest.FixtureRequest) -> HookedSequenceModel:
+    """Every model of the zoo in turn: float64, eval mode, nothing at its initial value."""
+    return zoo.build(request.param)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Shape checks off: as users run the library, and as torch.compile can read it."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
