@@ -15,12 +15,16 @@ from interp.analysis import (
     repeated_sequence_loss,
     repeated_tokens,
 )
+from interp.analysis.result import rounded
 from interp.analysis.sequences import RepeatedTokens, copy_length
 from interp.models import load
 from interp.models.protocol import View, view
+from interp.models.shapes import Tokens
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from interp.plots.attention import AttentionView
 
 
 @dataclass(frozen=True)
@@ -135,15 +139,10 @@ def report(
 
 
 def _write(found: Report, seen: View, probe: RepeatedTokens) -> None:
-    from interp.plots import attention
     from interp.plots.page import Section, write_page
 
     layer = int(found.best_head[1:].split("H")[0])
-    short = min(20, probe.n)
-    sequence = probe.tokens[:1, [0, *probe.positions(0)[:short], *probe.positions(0)[:short]]]
-    pattern = attention_pattern(seen.model, sequence, layer)
-    heads = [str(head) for head in pattern.labels["head"]]
-    picture = attention.view(_words(seen, sequence[0].tolist()), pattern.values, heads)
+    picture = _attention_view(seen, _short_sequence(probe), layer, found.best_head)
     sections = [
         Section(
             "What each head does",
@@ -172,11 +171,26 @@ def _write(found: Report, seen: View, probe: RepeatedTokens) -> None:
     write_page(found.path, f"{found.model}: what its heads copy", sections, lead=found.sentence())
 
 
+def _short_sequence(probe: RepeatedTokens) -> Tokens:
+    """BOS and twice the first few random tokens: as much as one can read in a picture."""
+    copy = list(probe.positions(0))[:20]
+    return probe.tokens[:1, [*range(probe.start), *copy, *copy]]
+
+
+def _attention_view(seen: View, sequence: Tokens, layer: int, first: str) -> "AttentionView":
+    from interp.plots import attention
+
+    pattern = attention_pattern(seen.model, sequence, layer)
+    # The view opens on the first head it is given: the one that the page is about.
+    heads = sorted(map(str, pattern.labels["head"]), key=lambda head: head != first)
+    words = _words(seen, sequence[0].tolist())
+    return attention.view(words, pattern.sel(head=heads).values, heads)
+
+
 def _words(seen: View, tokens: list[int]) -> list[str]:
     tokenizer = getattr(seen.model, "tokenizer", None)
     return [str(token) if tokenizer is None else tokenizer.decode([token]) for token in tokens]
 
 
 def _value(result: Result) -> str:
-    error = result.standard_error
-    return f"{float(result):.3f}" + ("" if error is None else f" ± {error.item():.3f}")
+    return rounded(float(result), float(np.asarray(result.standard_error)))

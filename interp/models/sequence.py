@@ -79,7 +79,8 @@ class HookedSequenceModel(HubMixin, TextMixin, WeightsMixin, HookedRootModule):
         """Logits, the next-token loss, or both.
 
         Args:
-            tokens: `[batch pos]`, or text if the model has a tokenizer.
+            tokens: `[batch pos]`, or text if the model has a tokenizer; texts of several lengths
+                are padded, and their padding is masked.
             return_type: "logits" `[batch pos vocab]`, "loss" (nats, a scalar), or "both" as a pair.
             loss_per_token: give the loss as `[batch pos-1]`, one per predicted token; 0 where that
                 is padding.
@@ -125,7 +126,8 @@ class HookedSequenceModel(HubMixin, TextMixin, WeightsMixin, HookedRootModule):
             choices = ", ".join(get_args(ReturnType))
             raise ValueError(f"return_type is {return_type!r}; choose one of {choices}")
         if not isinstance(tokens, Tensor):
-            tokens = self.to_tokens(tokens)
+            tokens, padding = self._encode(tokens)
+            attention_mask = padding if attention_mask is None else attention_mask
         self._check_tokens(tokens, needs_target=return_type != "logits")
         device = self.embed.W_E.device
         if attention_mask is None:

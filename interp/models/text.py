@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from interp.models.config import ModelConfig
 from interp.models.embedding import Embed
-from interp.models.shapes import Tokens
+from interp.models.shapes import KeyMask, Tokens
 
 
 class TextMixin(nn.Module):
@@ -27,24 +27,31 @@ class TextMixin(nn.Module):
         return self.tokenizer
 
     def to_tokens(self, text: str | Sequence[str], prepend_bos: bool = True) -> Tokens:
-        """The tokens of one or several texts, `[batch pos]`, BOS first, padded on the right."""
+        """The tokens of one or several texts, BOS first; shorter texts are padded on the right."""
+        return self._encode(text, prepend_bos)[0]
+
+    def _encode(
+        self, text: str | Sequence[str], prepend_bos: bool = True
+    ) -> tuple[Tokens, KeyMask | None]:
+        """The tokens, and which of them are real; None where all are."""
         tokenizer = self._need_tokenizer()
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
-            raise ValueError("to_tokens: there is no text in the list; give at least one")
+            raise ValueError("there is no text in the list; give at least one")
         rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
         if prepend_bos:
             if tokenizer.bos_token_id is None:
                 raise ValueError("the tokenizer has no BOS token; call with prepend_bos=False")
             rows = [[tokenizer.bos_token_id, *row] for row in rows]
-        longest = max(len(row) for row in rows)
-        short = any(len(row) < longest for row in rows)
+        lengths = torch.tensor([len(row) for row in rows])
+        longest, short = int(lengths.max()), bool((lengths != lengths[0]).any())
         if short and tokenizer.pad_token_id is None:
-            raise ValueError(
-                "the texts have different lengths and the tokenizer has no padding token"
-            )
+            raise ValueError("the texts differ in length and the tokenizer has no padding token")
         padded = [row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows]
-        return torch.tensor(padded, dtype=torch.long, device=self.embed.W_E.device)
+        device = self.embed.W_E.device
+        tokens = torch.tensor(padded, dtype=torch.long).to(device)
+        real = torch.arange(longest) < lengths[:, None]
+        return tokens, real.to(device) if short else None
 
     def to_str_tokens(
         self, text: str | Int[Tensor, "..."] | Sequence[int], prepend_bos: bool = True

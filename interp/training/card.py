@@ -16,7 +16,7 @@ from interp.analysis import (
     loss_by_position,
     repeated_sequence_loss,
 )
-from interp.analysis.result import Result, versions
+from interp.analysis.result import Result, rounded, versions
 from interp.analysis.sequences import copy_length
 from interp.data.corpus import Corpus
 from interp.training.recipe import Recipe
@@ -135,7 +135,7 @@ def _nats(result: Result) -> str:
 
 
 def _value(result: Result) -> str:
-    return f"{float(result):.3f} ± {np.asarray(result.standard_error).item():.3f}"
+    return rounded(float(result), float(np.asarray(result.standard_error)))
 
 
 def _commit() -> str:
