@@ -13,8 +13,8 @@ from interp.analysis import (
     head_scores,
     loss_by_position,
     repeated_sequence_loss,
-    repeated_tokens,
 )
+from interp.analysis.probes import probe_for
 from interp.analysis.result import rounded
 from interp.analysis.sequences import RepeatedTokens, copy_length
 from interp.models import load
@@ -118,15 +118,7 @@ def report(
     model = load(str(model)) if isinstance(model, str | Path) else model
     seen = view(model)
     n = copy_length(seen.n_ctx)
-    probe = repeated_tokens(
-        n,
-        d_vocab=seen.d_vocab,
-        bos=seen.bos,
-        exclude=seen.special_tokens,
-        n_sequences=n_sequences,
-        n_ctx=seen.n_ctx,
-        seed=seed,
-    )
+    probe = probe_for(seen, n, n_sequences, seed)
     found = Report(
         model=seen.name,
         scores=head_scores(model, n=n, n_sequences=n_sequences, seed=seed),

@@ -25,10 +25,10 @@ NAMES = {size: name for name, size in SIZES.items()}
 
 MEASURES = {
     "parameters": ("parameters", "{:,}"),
-    "tokens read in training": ("tokens_trained_on", "{:,}"),
+    "tokens read in training": ("tokens_read", "{:,}"),
     "best head": ("best_head", "{}"),
     "its induction score": ("induction_score", "{:.2f}"),
-    "the best head's before training": ("untrained_twin_induction_score", "{:.2f}"),
+    "the best head's before training": ("untrained_induction_score", "{:.2f}"),
     "loss on the first copy, nats": ("first_copy_loss", "{:.2f}"),
     "loss on the second copy, nats": ("second_copy_loss", "{:.2f}"),
     "the second copy's tokens guessed right": ("second_copy_accuracy", "{:.1%}"),
@@ -91,14 +91,6 @@ def recipe_fields() -> str:
         default = "{}" if field.default is MISSING else json.dumps(field.default)
         rows.append([f"`{field.name}`", kind, f"`{default}`", field.metadata["help"]])
     return table(["field", "type", "default", "meaning"], rows)
-
-
-def bundled_recipes() -> Iterator[tuple[str, str]]:
-    """The name and the TOML text of each recipe that ships."""
-    from interp.training.recipe import _bundled
-
-    for name, path in _bundled().items():
-        yield name, path.read_text(encoding="utf-8").strip()
 
 
 def family() -> str:
@@ -166,35 +158,20 @@ def _shape(name: str, shape: Sequence[int]) -> str:
 
 
 def command_line() -> str:
-    """The help texts of the command line, as it prints them."""
+    """The help of the command and of each of its subcommands, as a terminal prints it."""
     from typer.main import get_command
+    from typer.testing import CliRunner
 
     from interp.cli import app
 
-    command = get_command(app)
-    return "\n".join(_command("interp", command))
+    def told(*words: str) -> str:
+        width = {"TERMINAL_WIDTH": "84", "NO_COLOR": "1"}
+        shown = CliRunner().invoke(app, [*words, "--help"], prog_name="interp", env=width)
+        lines = [line.rstrip() for line in shown.output.strip("\n").splitlines()]
+        return f"## `{' '.join(['interp', *words])}`\n\n```text\n" + "\n".join(lines).strip("\n") + "\n```\n"
 
-
-def _command(path: str, command: Any) -> Iterator[str]:
-    yield f"## `{path}`\n"
-    yield f"{command.help or ''}\n"
-    for parameter in command.params:
-        yield f"- {_parameter(parameter)}"
-    yield ""
-    for name, child in getattr(command, "commands", {}).items():
-        yield from _command(f"{path} {name}", child)
-
-
-def _parameter(parameter: Any) -> str:
-    is_flag = getattr(parameter, "is_flag", False)
-    names = "`, `".join(parameter.opts + parameter.secondary_opts)
-    if parameter.param_type_name == "argument":
-        names = parameter.name.upper()
-    value = "" if is_flag or parameter.param_type_name == "argument" else f" {parameter.type.name}"
-    text = getattr(parameter, "help", None) or ""
-    default = parameter.default
-    shown = getattr(parameter, "show_default", False) and default not in (None, False)
-    return f"`{names}{value}`" + (f": {text}" if text else "") + (f" (default `{default}`)" if shown else "")
+    commands = vars(get_command(app))["commands"]
+    return "\n".join([told(), *(told(name) for name in commands)])
 
 
 if __name__ == "__main__":

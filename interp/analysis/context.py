@@ -3,14 +3,13 @@
 import math
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.analysis.heads import _origin, _probe
-from interp.analysis.result import Result, versions
+from interp.analysis.probes import handed_in, origin_of, probe_for
+from interp.analysis.result import Result
 from interp.models.protocol import View, view
 from interp.models.shapes import Tokens
 
@@ -21,16 +20,19 @@ LOGITS_AT_ONCE = 32_000_000
 def repeated_sequence_loss(
     model: Any, *, n: int = 50, n_sequences: int = 50, seed: int = 0
 ) -> Result:
-    """Does the model predict random tokens better the second time it reads them? What induction heads cause.
+    """Does the model predict random tokens better the second time? What induction heads cause.
 
-    Measured on `[BOS] + r + r`, r being n distinct random tokens. Each copy's first token is left out: nothing
-    predicts it.
+    Measured on `[BOS] + r + r`, r being n distinct random tokens. Each copy's first token is left
+    out: nothing predicts it.
 
     Returns:
-        A Result over "measure": `first_copy_loss`, `second_copy_loss` and `drop` (first minus second) in nats,
-        `second_copy_accuracy` as the share of tokens that are the likeliest prediction. Chance for the losses is
-        ln(vocabulary), what uniform predictions cost; a model of text is confidently wrong on random tokens, so both
-        losses can lie above it.
+        A Result over "measure": `first_copy_loss`, `second_copy_loss` and `drop` (first minus
+        second) in nats, `second_copy_accuracy` as the share of tokens that are the likeliest
+        prediction. Chance for the losses is ln(vocabulary), what uniform predictions cost; a model
+        of text is confidently wrong on random tokens, so both losses can lie above it.
+
+    Raises:
+        ValueError: sizes that do not fit the context, or a weight that is NaN.
 
     Source: Olsson et al. 2022.
 
@@ -40,7 +42,7 @@ def repeated_sequence_loss(
     ('first_copy_loss', 'second_copy_loss', 'drop', 'second_copy_accuracy')
     """
     seen = view(model)
-    probe = _probe(seen, n, 2, n_sequences, seed, ())
+    probe = probe_for(seen, n, n_sequences, seed)
     loss, hit = _losses(seen, probe.tokens)
     # The loss of predicting token t stands at index t - 1.
     first, second = (
@@ -55,9 +57,9 @@ def repeated_sequence_loss(
         torch.stack(samples, dim=1).numpy(),
         ("measure",),
         labels={"measure": measures},
-        chance=np.array([uniform, uniform, 0.0, 1 / seen.d_vocab]),
+        chance=[uniform, uniform, 0.0, 1 / seen.d_vocab],
         unit=dict(zip(measures, ("nats", "nats", "nats", "fraction"), strict=True)),
-        provenance=_origin(seen, probe),
+        provenance=origin_of(seen, probe),
     )
 
 
@@ -69,7 +71,16 @@ def loss_by_position(model: Any, tokens: Tokens) -> Result:
         tokens: `[batch pos]`, all of one length, such as the packed blocks of held-out text.
 
     Returns:
-        A Result over "position": position t is the loss of token t given the tokens before it, so it starts at 1.
+        A Result over "position": position t is the loss of token t given the tokens before it, so
+        it starts at 1.
+
+    Raises:
+        ValueError: tokens that the model cannot read, or a weight that is NaN.
+
+    >>> from interp.models import HookedAttn
+    >>> model = HookedAttn(d_vocab=100, d_model=32, n_heads=2, n_ctx=128)
+    >>> loss_by_position(model, torch.arange(24).reshape(4, 6)).labels["position"]
+    (1, 2, 3, 4, 5)
     """
     seen = view(model)
     loss, _ = _losses(seen, tokens)
@@ -78,31 +89,39 @@ def loss_by_position(model: Any, tokens: Tokens) -> Result:
         loss.numpy(),
         ("position",),
         labels={"position": tuple(range(1, tokens.shape[1]))},
-        chance=np.array(math.log(seen.d_vocab)),
+        chance=math.log(seen.d_vocab),
         unit="nats",
-        provenance=_handed_in(seen, tokens),
+        provenance=handed_in(seen, tokens),
     )
 
 
 def in_context_learning_score(
     model: Any, tokens: Tokens, *, early: int | None = None, late: int | None = None
 ) -> Result:
-    """How much better is a late token predicted than an early one? Loss at `late` minus loss at `early`, in nats.
+    """How much better is a late token predicted than an early one? Loss at `late` minus at `early`.
 
-    More negative is better. Olsson et al. 2022 use the 50th and the 500th token; for shorter sequences the default is
-    10 % and 95 % of their length. The result says which were used.
+    More negative is better. Olsson et al. 2022 use the 50th and the 500th token; for shorter
+    sequences the default is 10 % and 95 % of their length. The result says which were used.
 
     Args:
         model: one of ours, or a `TransformerBridge`.
-        tokens: `[batch pos]` of text, all of one length. Use many: differences under 0.1 are noise at 128 blocks.
+        tokens: `[batch pos]` of text, all of one length. Use many: with 128 blocks, differences
+            under 0.1 nats are noise.
         early: the early position.
         late: the late position.
 
     Returns:
-        A Result over "measure", with the single measure `in_context_learning_score`.
+        A Result over "measure", with the single measure `in_context_learning_score`, in nats.
 
     Raises:
-        ValueError: positions out of order or out of the sequence.
+        ValueError: positions out of order or out of the sequence, tokens that the model cannot
+            read, or a weight that is NaN.
+
+    >>> from interp.models import HookedAttn
+    >>> model = HookedAttn(d_vocab=100, d_model=32, n_heads=2, n_ctx=128)
+    >>> score = in_context_learning_score(model, torch.arange(80).reshape(4, 20))
+    >>> score.provenance["early"], score.provenance["late"]
+    (2, 19)
     """
     seen = view(model)
     seen.check_tokens(tokens, at_least=3)
@@ -113,8 +132,8 @@ def in_context_learning_score(
         late = 500 if length > 500 else min(length - 1, round(0.95 * length))
     if not 1 <= early < late < length:
         raise ValueError(
-            f"early={early} and late={late} must be positions of a sequence of {length} tokens with 1 <= early < late "
-            f"<= {length - 1}"
+            f"early={early} and late={late} must be positions of a sequence of {length} tokens "
+            f"with 1 <= early < late <= {length - 1}"
         )
     loss, _ = _losses(seen, tokens)
     return Result.from_samples(
@@ -122,25 +141,19 @@ def in_context_learning_score(
         (loss[:, late - 1] - loss[:, early - 1])[:, None].numpy(),
         ("measure",),
         labels={"measure": ("in_context_learning_score",)},
-        chance=np.array(0.0),
+        chance=0.0,
         unit="nats",
-        provenance={**_handed_in(seen, tokens), "early": early, "late": late},
+        provenance={**handed_in(seen, tokens), "early": early, "late": late},
     )
-
-
-def _handed_in(seen: View, tokens: Tokens) -> dict[str, Any]:
-    return {
-        "model": seen.name,
-        "tokens": "handed in",
-        "length": tokens.shape[1],
-        "versions": versions(),
-    }
 
 
 def _losses(
     seen: View, tokens: Tokens
 ) -> tuple[Float[Tensor, "batch predicted"], Bool[Tensor, "batch predicted"]]:
-    """The loss in nats of every token but the first, and whether it was the likeliest prediction."""
+    """The loss in nats of every token but the first, and whether it was the likeliest prediction.
+
+    A batch of sequences at a time, so that the logits of all are never there at once.
+    """
     seen.check_tokens(tokens)
     seen.check_finite()
     at_once = max(1, LOGITS_AT_ONCE // (tokens.shape[1] * seen.d_vocab))
@@ -149,8 +162,6 @@ def _losses(
         logits = seen.logits(some)[:, :-1]
         targets = some[:, 1:].to(logits.device)
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        losses.append(
-            F.cross_entropy(wide.transpose(1, 2), targets, reduction="none").double().cpu()
-        )
-        hits.append((logits.argmax(-1) == targets).cpu())
-    return torch.cat(losses), torch.cat(hits)
+        losses.append(F.cross_entropy(wide.transpose(1, 2), targets, reduction="none"))
+        hits.append(logits.argmax(-1) == targets)
+    return torch.cat(losses).double().cpu(), torch.cat(hits).cpu()

@@ -1,0 +1,86 @@
+"""Attention to chosen entries, averaged: what every head score is."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.analysis.result import Result
+from interp.models.protocol import Entries, View
+from interp.models.shapes import Tokens
+
+TOKENS_AT_ONCE = 4_096
+"""How many tokens one forward pass takes: enough to be fast, little enough to stay in a cache."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Entries of the pattern and what their sum is divided by.
+
+    >>> target = stripe(range(1, 4), offset=1)
+    >>> target.queries.tolist(), target.keys.tolist()
+    ([1, 2, 3], [0, 1, 2])
+    """
+
+    queries: Int[Tensor, " entry"]
+    keys: Int[Tensor, " entry"]
+    divisor: int
+
+    def chance(self, seen: View, layer: int, n_pos: int) -> float:
+        """The score of uniform attention over the visible positions."""
+        uniform = seen.uniform(layer, self.queries, self.keys, n_pos)
+        return float(uniform.sum() / self.divisor)
+
+
+def stripe(queries: Iterable[int], offset: int, divisor: int | None = None) -> Target:
+    """The entries `offset` positions before each query, averaged."""
+    where = torch.tensor(list(queries))
+    return Target(where, where - offset, len(where) if divisor is None else divisor)
+
+
+def column(queries: Iterable[int], key: int) -> Target:
+    """The entries of all these queries at one key, averaged."""
+    where = torch.tensor(list(queries))
+    return Target(where, torch.full_like(where, key), len(where))
+
+
+def measure(
+    seen: View, tokens: Tokens, targets: Mapping[str, Target], name: str, origin: Mapping[str, Any]
+) -> Result:
+    """Each target's score for every head, averaged over sequences, a few sequences at a time."""
+    seen.check_finite()
+    n_pos = tokens.shape[1]
+    at_once = max(1, TOKENS_AT_ONCE // n_pos)
+    samples = torch.cat([_samples(seen, some, targets) for some in tokens.split(at_once)])
+    chance = [
+        [target.chance(seen, layer, n_pos) for layer, n in seen.heads.items() for _ in range(n)]
+        for target in targets.values()
+    ]
+    return Result.from_samples(
+        name,
+        samples.numpy(),
+        ("score", "head"),
+        labels={"score": tuple(targets), "head": seen.head_labels},
+        chance=chance,
+        unit="probability",
+        provenance=origin,
+    )
+
+
+def _samples(
+    seen: View, tokens: Tokens, targets: Mapping[str, Target]
+) -> Float[Tensor, "batch score head"]:
+    layers: dict[int, Float[Tensor, "batch score heads"]] = {}
+
+    def hear(layer: int, entries: Entries) -> None:
+        sums = [
+            entries(target.queries, target.keys).double().sum(-1) for target in targets.values()
+        ]
+        divisors = [target.divisor for target in targets.values()]
+        layers[layer] = torch.stack(sums, dim=1).cpu() / torch.tensor(divisors)[:, None]
+
+    seen.listen_to_attention(tokens, hear)
+    return torch.cat([layers[layer] for layer in seen.heads], dim=-1)

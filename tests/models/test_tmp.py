@@ -1,3 +1,0 @@
-from tests.models import zoo
-def test_all(model):
-    model(zoo.tokens())

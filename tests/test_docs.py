@@ -1,0 +1,154 @@
+"""The README and the documentation: what they say is true, and what they name is there.
+
+The pages themselves run when they are built: `make docs` fails if one of their blocks does.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import re
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import interp
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
+
+FENCED = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"!?\[[^\]\n]*\]\(([^)\s]+)\)")
+DOCUMENTED = re.compile(r"^::: (\S+)", re.MULTILINE)
+
+
+def module_at(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+facts = module_at(ROOT / "docs" / "_site" / "facts.py")
+picture = module_at(ROOT / "docs" / "picture.py")
+
+
+def without_code(text: str) -> str:
+    return FENCED.sub("", text)
+
+
+def test_the_readme_example_prints_what_it_says():
+    (_, code), (kind, output) = FENCED.findall(README)[:2]
+    assert kind == "text"
+    printed = StringIO()
+    with redirect_stdout(printed):
+        exec(code, {})
+    assert printed.getvalue() == output
+
+
+def test_the_readme_table_is_what_was_measured():
+    expected = facts.reference_models()
+    assert expected in README, f"python docs/_site/facts.py prints the table:\n{expected}"
+
+
+def test_the_readme_names_the_defaults_it_was_measured_with():
+    (sequences, n, seed), = re.findall(r"(\d+) sequences of BOS and\s+twice the same (\d+) random tokens, seed (\d+)", README)
+    for analysis in (interp.head_scores, interp.repeated_sequence_loss):
+        defaults = {name: p.default for name, p in inspect.signature(analysis).parameters.items()}
+        assert (defaults["n_sequences"], defaults["n"], defaults["seed"]) == (int(sequences), int(n), int(seed))
+
+
+def test_the_readme_has_no_other_number_of_a_model():
+    """A decimal number in the prose would be one that no test looks at."""
+    prose = without_code(README).replace(facts.reference_models(), "")
+    assert re.findall(r"\d+\.\d+", prose) == ["3.11"]  # Python
+
+
+def test_the_picture_shows_the_weights_that_ship():
+    image = picture.PICTURE.read_bytes()
+    assert len(image) < 200_000
+    told = picture.KEYWORD + b"\0" + picture.fingerprint()
+    assert told in image, "the weights have changed since: run python docs/picture.py"
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([a-z]+)", README))))
+def test_make_has_the_target(target: str):
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_readme_trains_a_recipe_that_ships():
+    from interp.training import Recipe
+
+    names = re.findall(r"interp train (\S+)", README)
+    assert names
+    for name in names:
+        assert Recipe.load(name).name == name
+
+
+def test_the_readme_names_every_preset_and_no_other():
+    from interp.models.hub import HubMixin
+
+    presets = set(HubMixin.architectures) - {"HookedSequenceModel"}
+    assert set(re.findall(r"Hooked\w+", README)) == presets
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path):
+    for target in LINK.findall(without_code(path.read_text(encoding="utf-8"))):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        there = (path.parent / file).resolve() if file else path
+        assert there.exists(), f"{path.name} links to {target}"
+        if anchor:
+            assert anchor in headings(there), f"{path.name} links to {target}"
+
+
+def headings(path: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", without_code(path.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\s-]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+def documented() -> list[str]:
+    return [name for page in PAGES for name in DOCUMENTED.findall(page.read_text(encoding="utf-8"))]
+
+
+def resolve(dotted: str) -> object:
+    module, _, name = dotted.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def test_the_reference_documents_only_what_there_is():
+    names = documented()
+    assert len(names) == len(set(names))
+    for name in names:
+        assert inspect.getdoc(resolve(name)), f"{name} has no docstring"
+
+
+@pytest.mark.parametrize("module", ["interp", "interp.models", "interp.analysis", "interp.data", "interp.training"])
+def test_every_public_name_is_in_the_reference(module: str):
+    there = [resolve(name) for name in documented()]
+    public = importlib.import_module(module)
+    missing = [name for name in public.__all__ if getattr(public, name) not in there]
+    assert not missing
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_pages_refer_to_what_the_reference_documents(path: Path):
+    """`[text][interp.x.y]` is a link into the API reference."""
+    names = documented()
+    for target in re.findall(r"\]\[(interp[\w.]+)\]", path.read_text(encoding="utf-8")):
+        assert any(target == name or target.startswith(f"{name}.") for name in names), target
+        owner = target if target in names else target.rpartition(".")[0]
+        assert owner == target or hasattr(resolve(owner), target.rpartition(".")[2]), target
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in PAGES:
+        assert str(page.relative_to(ROOT / "docs")) in navigation
