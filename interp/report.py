@@ -185,4 +185,4 @@ def _words(seen: View, tokens: list[int]) -> list[str]:
 
 
 def _value(result: Result) -> str:
-    return rounded(float(result), float(np.asarray(result.standard_error)))
+    return rounded(float(result), np.asarray(result.standard_error).item())

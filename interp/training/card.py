@@ -135,7 +135,7 @@ def _nats(result: Result) -> str:
 
 
 def _value(result: Result) -> str:
-    return rounded(float(result), float(np.asarray(result.standard_error)))
+    return rounded(float(result), np.asarray(result.standard_error).item())
 
 
 def _commit() -> str:
