@@ -21,6 +21,7 @@ from interp.models.hub import bundled
 NAME = "conv-attn"
 PICTURE = Path(__file__).parent / "assets" / "heads.png"
 KEYWORD = b"Weights"
+MARGIN = 12
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -32,7 +33,7 @@ def draw(browser: str, picture: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         page = Path(scratch) / "page.html"
         figure.write_html(page, include_plotlyjs=True, config={"displayModeBar": False})
-        page.write_text(page.read_text().replace("<body>", '<body style="margin:0">', 1))
+        page.write_text(page.read_text().replace("<body>", f'<body style="margin:{MARGIN}px">', 1))
         subprocess.run(
             [
                 browser,
@@ -45,7 +46,7 @@ def draw(browser: str, picture: Path) -> None:
                 "--force-device-scale-factor=2",
                 f"--user-data-dir={scratch}/profile",
                 "--virtual-time-budget=15000",
-                f"--window-size={width},{height}",
+                f"--window-size={width + 2 * MARGIN},{height + 2 * MARGIN}",
                 f"--screenshot={scratch}/page.png",
                 page.as_uri(),
             ],
