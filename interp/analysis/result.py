@@ -126,6 +126,8 @@ class Result:
         unknown = np.full(array.shape[1:], np.nan)
         error = array.std(axis=0, ddof=1) / math.sqrt(n) if n > 1 else unknown
         details["provenance"] = {**details.get("provenance", {}), "n_sequences": n}
+        if details.get("chance") is not None:
+            details["chance"] = np.asarray(details["chance"], dtype=np.float64)
         return cls(name, array.mean(axis=0), axes, standard_error=error, **details)
 
     def sel(self, **labels: Label | Iterable[Label]) -> "Result":
