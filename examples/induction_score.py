@@ -27,7 +27,7 @@ def main(
     out: Annotated[Path, typer.Option(help="the page to write")] = Path("induction_score.html"),
 ) -> None:
     """Score every head of a model on repeated random tokens."""
-    found = interp.report(model, out)
+    found = interp.write_report(model, out)
     rich.print(found)
     rich.print(f"\nThe page: [bold]{out}[/bold]")
 

@@ -1,6 +1,6 @@
 """Mechanistic interpretability of small sequence models.
 
-The names most readers need are here: `interp.load`, `interp.induction_score`, `interp.report`.
+The names most readers need are here: `interp.load`, `interp.head_scores`, `interp.write_report`.
 Importing the package costs nothing: a name brings in its module, and PyTorch with it, when it is
 first used.
 
@@ -10,19 +10,21 @@ Example:
     True
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 # What type checkers and editors see; tests/test_package.py holds it equal to _NAMES.
 if TYPE_CHECKING:
     from interp.analysis import (
         Result,
+        attention_pattern,
+        duplicate_token_score,
+        first_token_score,
         head_scores,
         in_context_learning_score,
         induction_score,
         loss_by_position,
+        previous_token_score,
         repeated_sequence_loss,
         repeated_tokens,
     )
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
         available,
         load,
     )
-    from interp.report import report
+    from interp.report import write_report
     from interp.training import Recipe, train
 
     __version__: str
@@ -67,6 +69,10 @@ _NAMES = {
         "Result",
         "induction_score",
         "head_scores",
+        "previous_token_score",
+        "duplicate_token_score",
+        "first_token_score",
+        "attention_pattern",
         "repeated_sequence_loss",
         "in_context_learning_score",
         "loss_by_position",
@@ -74,7 +80,7 @@ _NAMES = {
     ),
     "interp.data": ("load_corpus", "train_tokenizer", "pack"),
     "interp.training": ("Recipe", "train"),
-    "interp.report": ("report",),
+    "interp.report": ("write_report",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 
@@ -92,7 +98,10 @@ __all__ = [
     "ModelConfig",
     "Recipe",
     "Result",
+    "attention_pattern",
     "available",
+    "duplicate_token_score",
+    "first_token_score",
     "head_scores",
     "in_context_learning_score",
     "induction_score",
@@ -100,11 +109,12 @@ __all__ = [
     "load_corpus",
     "loss_by_position",
     "pack",
+    "previous_token_score",
     "repeated_sequence_loss",
     "repeated_tokens",
-    "report",
     "train",
     "train_tokenizer",
+    "write_report",
 ]
 
 
@@ -131,14 +141,3 @@ def _suggestion(name: str) -> str:
     by_lower = {public.lower(): public for public in __all__}
     nearest = get_close_matches(name.lower(), by_lower, n=1)
     return f". Did you mean {by_lower[nearest[0]]!r}?" if nearest else ""
-
-
-class _Face(ModuleType):
-    """Keeps `interp.report` the function: importing the module of that name would replace it."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Face

@@ -31,10 +31,10 @@ def score(
     """Score every head on repeated random tokens: a table here, and an interactive page."""
     import rich
 
-    from interp.report import report
+    from interp.report import write_report
 
     with _errors_in_one_line():
-        found = report(model, out, n_sequences=n_sequences, seed=seed)
+        found = write_report(model, out, n_sequences=n_sequences, seed=seed)
     rich.print(found)
     rich.print(f"\nThe page: [bold]{found.path}[/bold]")
 

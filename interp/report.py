@@ -87,7 +87,7 @@ class Report:
         return Group(table, self.sentence())
 
 
-def report(
+def write_report(
     model: Any,
     path: str | os.PathLike[str] = "report.html",
     *,
@@ -105,7 +105,7 @@ def report(
         seed: of the random tokens.
 
     Returns:
-        The numbers and the path; `rich.print(report)` shows a table.
+        The numbers and the path; `rich.print(found)` shows a table.
 
     Raises:
         FileNotFoundError: there is no such model, or no directory to write the page to.

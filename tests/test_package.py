@@ -7,12 +7,12 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib import import_module
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import jaxtyping
 import pytest
+import torch
 from hatchling.builders.wheel import WheelBuilder
 
 import interp
@@ -72,12 +72,6 @@ def test_type_checkers_see_the_names_that_the_interpreter_finds():
     assert set(interp.__all__) == set(interp._HOME)
 
 
-def test_the_module_report_does_not_hide_the_function_report():
-    module = import_module("interp.report")
-    interp.report = module  # what the import system does for whoever imports the module first
-    assert interp.report is module.report
-
-
 @pytest.mark.parametrize(
     ("typo", "meant"),
     [("indution_score", "induction_score"), ("hookedconvattn", "HookedConvAttn")],
@@ -100,6 +94,13 @@ def test_the_tests_hold_every_call_to_its_signature():
 
 def test_version_is_the_one_in_pyproject():
     assert interp.__version__ == PROJECT["version"]
+
+
+def test_a_provenance_names_the_versions_that_ran():
+    from interp.analysis.result import versions
+
+    assert versions()["torch"] == torch.__version__
+    assert versions()["interp"] == interp.__version__
 
 
 def imported_by(path: Path) -> set[str]:

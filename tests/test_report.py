@@ -15,7 +15,7 @@ def model() -> interp.HookedConvAttn:
 
 
 def test_the_numbers_are_those_of_the_analyses(model: interp.HookedConvAttn, tmp_path: Path):
-    found = interp.report(model, tmp_path / "page.html", n_sequences=6, seed=3)
+    found = interp.write_report(model, tmp_path / "page.html", n_sequences=6, seed=3)
     scores = interp.head_scores(model, n=23, n_sequences=6, seed=3)
     assert (found.scores.values == scores.values).all()
     assert found.best_head == scores.sel(score="induction").best()
@@ -23,7 +23,7 @@ def test_the_numbers_are_those_of_the_analyses(model: interp.HookedConvAttn, tmp
 
 
 def test_the_page_asks_nothing_of_the_network(model: interp.HookedConvAttn, tmp_path: Path):
-    page = interp.report(model, tmp_path / "page.html", n_sequences=2).path.read_text()
+    page = interp.write_report(model, tmp_path / "page.html", n_sequences=2).path.read_text()
     assert "default-src 'none'" in page
     assert not re.search(r"""<(script|link|img|iframe)[^>]+(src|href)=["']?(https?:)?//""", page)
 
@@ -33,10 +33,10 @@ def test_a_planted_result_is_named_in_words(tmp_path: Path):
     with torch.no_grad():
         model.attn(0).W_Q.zero_()  # every head attends uniformly
         model.attn(0).b_Q.zero_()
-    found = interp.report(model, tmp_path / "page.html", n_sequences=2)
+    found = interp.write_report(model, tmp_path / "page.html", n_sequences=2)
     assert "no head" in found.sentence().lower()
 
 
 def test_a_missing_directory_is_refused_before_any_work(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="there is no directory"):
-        interp.report("no model at all", tmp_path / "no" / "page.html")
+        interp.write_report("no model at all", tmp_path / "no" / "page.html")

@@ -1,5 +1,7 @@
 """Multi-head attention, with optional key smearing and optional rotary positions."""
 
+from typing import Any, Self
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -23,11 +25,23 @@ class Rotary(nn.Module):
 
     def __init__(self, n_ctx: int, d_head: int, base: float):
         super().__init__()
-        rate = base ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
-        angle = (torch.arange(n_ctx, dtype=torch.float64)[:, None] * rate).repeat(1, 2)[:, None, :]
+        self.n_ctx, self.d_head, self.base = n_ctx, d_head, base
+        angles = self._angles()
         dtype = torch.get_default_dtype()
-        self.register_buffer("cos", angle.cos().to(dtype), persistent=False)
-        self.register_buffer("sin", angle.sin().to(dtype), persistent=False)
+        self.register_buffer("cos", angles.cos().to(dtype), persistent=False)
+        self.register_buffer("sin", angles.sin().to(dtype), persistent=False)
+
+    def _angles(self) -> Float[Tensor, "pos 1 d_head"]:
+        rates = self.base ** (-torch.arange(0, self.d_head, 2, dtype=torch.float64) / self.d_head)
+        angles = torch.arange(self.n_ctx, dtype=torch.float64)[:, None] * rates
+        return angles.repeat(1, 2)[:, None, :]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        # Tables that were rounded once would not turn exactly in a wider dtype.
+        angles = self._angles()
+        self.cos, self.sin = angles.cos().to(self.cos), angles.sin().to(self.sin)
+        return self
 
     def forward(self, x: Heads) -> Heads:
         """Each head's vectors, turned by their positions' angles."""
@@ -158,10 +172,10 @@ class Attention(nn.Module):
         self,
         q: kernels.HeadFirst,
         k: kernels.KeysFirst,
-        v: kernels.KeysFirst,
+        v: kernels.ValuesFirst,
         visibility: Visibility,
         dropout: float,
-    ) -> kernels.HeadFirst:
+    ) -> kernels.Written:
         scores = self.hook_attn_scores(kernels.masked_scores(q, k, visibility, self.scale))
         if self.hook_log_sum_exp.is_listened_to():
             self.hook_log_sum_exp(scores.logsumexp(-1).transpose(1, 2))

@@ -6,6 +6,7 @@ when the model is built; no forward pass asks the config anything.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self, TypeVar, cast, get_args
@@ -26,6 +27,21 @@ def _require_positive(owner: str, **sizes: int) -> None:
         _require(
             isinstance(value, int) and not isinstance(value, bool) and value >= 1,
             f"{owner}: {name} is {value!r}, but it must be a whole number of at least 1",
+        )
+
+
+def _require_flags(owner: str, **flags: bool) -> None:
+    for name, value in flags.items():
+        _require(
+            isinstance(value, bool), f"{owner}: {name} is {value!r}, but it must be true or false"
+        )
+
+
+def _require_numbers(owner: str, **numbers: float) -> None:
+    for name, value in numbers.items():
+        _require(
+            isinstance(value, int | float) and math.isfinite(value),
+            f"{owner}: {name} is {value!r}, but it must be a finite number",
         )
 
 
@@ -64,6 +80,7 @@ class Conv:
 
     def __post_init__(self) -> None:
         _require_positive("Conv", lags=self.lags)
+        _require_flags("Conv", depthwise=self.depthwise, bias=self.bias, lag_bias=self.lag_bias)
 
 
 @dataclass(frozen=True)
@@ -85,6 +102,8 @@ class Attention:
 
     def __post_init__(self) -> None:
         _require_positive("Attention", n_heads=self.n_heads, d_head=self.d_head)
+        flags = {"smear": self.smear, "causal": self.causal, "output": self.output}
+        _require_flags("Attention", bias=self.bias, **flags)
 
 
 Layer = Conv | Attention
@@ -125,6 +144,10 @@ class ModelConfig:
         _require_choice(owner, "positions", self.positions, PositionKind)
         _require_choice(owner, "norm", self.norm, NormKind)
         _require_choice(owner, "norm_place", self.norm_place, NormPlace)
+        flags = {"residual": self.residual, "tied": self.tied}
+        _require_flags(owner, unembed_bias=self.unembed_bias, **flags)
+        numbers = {"norm_eps": self.norm_eps, "rotary_base": self.rotary_base}
+        _require_numbers(owner, dropout=self.dropout, **numbers)
         _require(0 <= self.dropout < 1, f"dropout is {self.dropout}, but it must be in [0, 1)")
         _require(self.norm_eps > 0, f"norm_eps is {self.norm_eps}, but it must be above 0")
         _require(self.rotary_base > 1, f"rotary_base is {self.rotary_base}, but it must be above 1")
@@ -206,7 +229,10 @@ class ModelConfig:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """The inverse of `to_json`."""
-        return cls.from_dict(json.loads(text))
+        data = json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError(f"config is {data!r}, but it must be an object")
+        return cls.from_dict(data)
 
 
 def _tag(layer: Layer) -> str:
@@ -218,7 +244,7 @@ def _layer_from_dict(index: int, data: Any) -> Layer:
     if not isinstance(data, Mapping):
         raise ValueError(f"{owner} is {data!r}, but it must be an object with a kind")
     kind, rest = data.get("kind"), {key: value for key, value in data.items() if key != "kind"}
-    if kind not in _LAYER_TAGS:
+    if not isinstance(kind, str) or kind not in _LAYER_TAGS:
         raise ValueError(f"{owner}: kind is {kind!r}; choose one of {', '.join(_LAYER_TAGS)}")
     if rest.get("mlp") is not None:
         rest["mlp"] = _build(MLP, f"{owner}: mlp", rest["mlp"])
@@ -228,7 +254,9 @@ def _layer_from_dict(index: int, data: Any) -> Layer:
 _Spec = TypeVar("_Spec")
 
 
-def _build(kind: type[_Spec], owner: str, data: Mapping[str, Any]) -> _Spec:
+def _build(kind: type[_Spec], owner: str, data: Any) -> _Spec:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{owner} is {data!r}, but it must be an object")
     known = [field.name for field in fields(cast(Any, kind))]
     unknown = sorted(set(data) - set(known))
     if unknown:

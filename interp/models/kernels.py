@@ -15,6 +15,8 @@ from interp.models.shapes import LogSumExp, Scores
 
 HeadFirst = Float[Tensor, "batch head query d_head"]
 KeysFirst = Float[Tensor, "batch head key d_head"]
+ValuesFirst = Float[Tensor, "batch head key _"]  # of a width of their own, if need be
+Written = Float[Tensor, "batch head query _"]
 AttentionMask = Bool[Tensor, "#batch 1 query key"]
 
 
@@ -39,11 +41,11 @@ class Visibility:
 def fused(
     q: HeadFirst,
     k: KeysFirst,
-    v: KeysFirst,
+    v: ValuesFirst,
     visibility: Visibility,
     scale: float,
     dropout: float = 0.0,
-) -> HeadFirst:
+) -> Written:
     """softmax(q kᵀ scale) v in one kernel. A query that sees no key gets zero."""
     if visibility.key_mask is None:
         return F.scaled_dot_product_attention(
@@ -54,8 +56,8 @@ def fused(
 
 
 def fused_with_log_sum_exp(
-    q: HeadFirst, k: KeysFirst, v: KeysFirst, visibility: Visibility, scale: float
-) -> tuple[HeadFirst, LogSumExp]:
+    q: HeadFirst, k: KeysFirst, v: ValuesFirst, visibility: Visibility, scale: float
+) -> tuple[Written, LogSumExp]:
     """The same output, and the log-sum-exp of each query's scores, without a T x T tensor.
 
     PyTorch's CPU flash kernel computes both but returns the second through a private operator only,
@@ -70,19 +72,37 @@ def fused_with_log_sum_exp(
     return z, lse
 
 
-def log_sum_exp(q: HeadFirst, k: KeysFirst, visibility: Visibility, scale: float) -> LogSumExp:
-    """The log-sum-exp of each query's scores alone, for who has no use for the output."""
-    return fused_with_log_sum_exp(q, k, k, visibility, scale)[1]
+def log_sum_exp(
+    q: HeadFirst, k: KeysFirst, visibility: Visibility, scale: float, chunk: int = 64
+) -> LogSumExp:
+    """The log-sum-exp of each query's scores alone: half the work where no output is wanted.
+
+    Every query has to see the first key. One sequence and a few queries at a time stay in a cache,
+    and a causal query is not even compared with the keys of its future.
+    """
+    wide = torch.promote_types(q.dtype, torch.float32)
+    n_pos = q.shape[-2]
+    sums = q.new_empty(q.shape[:-1], dtype=wide)
+    for sequence, (one_q, one_k) in enumerate(zip(q.split(1), k.split(1), strict=True)):
+        for start in range(0, n_pos, chunk):
+            end = min(start + chunk, n_pos)
+            keys = one_k[..., : end if visibility.causal else n_pos, :].to(wide)
+            scores = (one_q[..., start:end, :].to(wide) * scale) @ keys.transpose(-1, -2)
+            scores = _hide(scores, visibility, first_query=start)
+            # The softmax kernel keeps the sum to itself, but any one score gives it away.
+            to_first = scores.log_softmax(-1)[..., 0]
+            sums[sequence, :, start:end] = scores[0, ..., 0] - to_first[0]
+    return sums
 
 
 def chunked(
     q: HeadFirst,
     k: KeysFirst,
-    v: KeysFirst,
+    v: ValuesFirst,
     visibility: Visibility,
     scale: float,
     chunk: int = 256,
-) -> tuple[HeadFirst, LogSumExp]:
+) -> tuple[Written, LogSumExp]:
     """The same as `fused_with_log_sum_exp` on public operators: a block of queries at a time.
 
     A query that sees no key gets a zero output and a log-sum-exp of minus infinity.

@@ -1,14 +1,16 @@
 """What is measured while a model trains: its heads, and what they do for its predictions."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from interp.analysis import head_scores, in_context_learning_score, repeated_sequence_loss
 from interp.analysis.sequences import copy_length
 from interp.models import HookedSequenceModel
+from interp.models.shapes import Tokens
 
 TEXT_BLOCKS = 256
 PROBE_SEQUENCES = 32
@@ -21,7 +23,7 @@ class ProbeCallback(TrainerCallback):
         self, model: HookedSequenceModel, log: Callable[[dict[str, float]], None], text: Dataset
     ):
         self.model, self.log = model, log
-        self.text = text.select(range(min(TEXT_BLOCKS, len(text))))
+        self.text = cast(Tensor, text[:TEXT_BLOCKS]["input_ids"])
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -31,16 +33,15 @@ class ProbeCallback(TrainerCallback):
             self.log(probe(self.model, self.text))
 
 
-def probe(model: HookedSequenceModel, text: Dataset) -> dict[str, float]:
+def probe(model: HookedSequenceModel, text: Tokens) -> dict[str, float]:
     """The numbers of one moment of training, under the names that the history uses."""
     n = copy_length(model.config.n_ctx)
     scores = head_scores(model, n=n, n_sequences=PROBE_SEQUENCES)
     repeated = repeated_sequence_loss(model, n=n, n_sequences=PROBE_SEQUENCES)
-    return {
-        **{
-            f"best_{kind}": float(scores.sel(score=kind).values.max())
-            for kind in scores.labels["score"]
-        },
-        **{name: float(repeated.sel(measure=name)) for name in repeated.labels["measure"]},
-        "in_context_learning_score": float(in_context_learning_score(model, text["input_ids"][:])),
+    best = {
+        f"best_{kind}": float(scores.sel(score=kind).values.max())
+        for kind in scores.labels["score"]
     }
+    losses = {str(name): float(repeated.sel(measure=name)) for name in repeated.labels["measure"]}
+    icl = float(in_context_learning_score(model, text))
+    return {**best, **losses, "in_context_learning_score": icl}

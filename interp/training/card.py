@@ -4,10 +4,12 @@ import json
 import math
 import subprocess
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from datasets import Dataset
 from huggingface_hub import ModelCardData
+from torch import Tensor
 
 import interp.models as models
 from interp.analysis import (
@@ -73,7 +75,7 @@ def write_card(
     """Measure the saved model and write its README.md and scores.json."""
     model = models.load(str(directory))
     n = copy_length(model.config.n_ctx)
-    text = held_out["input_ids"][:]
+    text = cast(Tensor, held_out[:]["input_ids"])
     scores = head_scores(model, n=n).sel(score="induction")
     best = scores.sel(head=scores.best())
     repeated = repeated_sequence_loss(model, n=n)

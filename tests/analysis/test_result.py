@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.analysis.result import Result, versions
+from interp.analysis.result import Result
 
 SCORES = ("induction", "previous_token")
 HEADS = ("L0H0", "L0H1", "L1H0")
@@ -297,10 +297,3 @@ class TestDisplay:
         assert "<script" not in shown
         assert shown.count("&lt;script&gt;") == 4
         assert "<details>" in shown
-
-
-def test_versions_name_what_ran():
-    import torch
-
-    assert versions()["torch"] == torch.__version__
-    assert set(versions()) == {"python", "interp", "torch", "transformer_lens"}
