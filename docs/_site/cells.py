@@ -3,6 +3,7 @@
 A block ```` ```python exec="true" source="above" session="NAME" ```` runs in the names of its session.
 Under its source stands what it printed, then the value of its last line. With `raises="ValueError"`
 it has to raise that error, whose message is shown instead; any other error fails a strict build.
+`quiet="true"` leaves out what it printed.
 A block without `source` runs in the same session; what it prints is Markdown.
 """
 
@@ -37,12 +38,14 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def _format(**options: Any) -> str:
     options["html"] = shows_source = bool(options["source"])
-    raises = options["extra"].pop("raises", "")
-    run = partial(_run, raises=raises, as_markdown=not shows_source)
+    ours = {name: options["extra"].pop(name, "") for name in ("raises", "quiet")}
+    run = partial(_run, **ours, as_markdown=not shows_source)
     return base_format(language="python", run=run, **options)
 
 
-def _run(code: str, *, session: str, raises: str, as_markdown: bool, **_: Any) -> str:
+def _run(
+    code: str, *, session: str, raises: str, quiet: str, as_markdown: bool, **_: Any
+) -> str:
     names = _sessions.setdefault(session, {"__name__": "__main__"})
     printed, value, error = StringIO(), None, ""
     try:
@@ -56,7 +59,8 @@ def _run(code: str, *, session: str, raises: str, as_markdown: bool, **_: Any) -
         raise ExecutionError(code_block("text", f"the block did not raise {raises}"))
     if as_markdown:
         return printed.getvalue()
-    return "\n".join(filter(None, [_text(printed.getvalue()), _shown(value), _text(error, "error")]))
+    spoken = "" if quiet else _text(printed.getvalue())
+    return "\n".join(filter(None, [spoken, _shown(value), _text(error, "error")]))
 
 
 def _value_of(code: str, names: dict[str, Any]) -> Any:

@@ -5,6 +5,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, get_type_hints
@@ -104,7 +105,8 @@ def family() -> str:
             continue
         preset = getattr(models, name)
         model = preset(d_vocab=SIZES["vocab"], d_model=SIZES["d_model"], n_heads=SIZES["head"], n_ctx=8)
-        layers = ", ".join(_layer(layer) for layer in model.config.layers)
+        counts = Counter(_layer(layer) for layer in model.config.layers)
+        layers = ", ".join(f"{n} × {layer}" if n > 1 else layer for layer, n in counts.items())
         what = str(preset.__doc__).strip().split("\n\n")[0].replace("\n    ", " ")
         rows.append([f"[`{name}`][interp.models.presets.{name}]", layers, what])
     return table(["preset", "layers", "what it is"], rows)
@@ -152,6 +154,8 @@ def _shape(name: str, shape: Sequence[int]) -> str:
     words = [NAMES.get(size, str(size)) for size in shape]
     if name.endswith(("hook_pattern", "hook_attn_scores")):
         words[-2:] = ["query", "key"]
+    if name.endswith("hook_log_sum_exp"):
+        words[1] = "query"
     if name.endswith("W_conv"):
         words[-2:] = ["d_in", "d_out"]
     return " ".join(words)

@@ -147,7 +147,7 @@ class Attention(nn.Module):
     def log_sum_exp(self, q: Heads, k: Heads) -> Float[Tensor, "batch query head"]:
         """What `hook_log_sum_exp` hears, from queries and keys as they meet: no values needed."""
         q, k = q.transpose(1, 2), k.transpose(1, 2)
-        return kernels.log_sum_exp(q, k, Visibility(self.causal), self.scale).transpose(1, 2)
+        return kernels.log_sum_exp(q, k, self.causal, self.scale).transpose(1, 2)
 
     def _place(self, q: Heads, k: Heads, key_mask: KeyMask | None) -> tuple[Heads, Heads]:
         if self.smear is not None:

@@ -4,6 +4,7 @@ The log-sum-exp over the keys turns any single score into a probability, `exp(sc
 analysis that wants a few entries of a pattern never has to build the pattern.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -73,26 +74,38 @@ def fused_with_log_sum_exp(
 
 
 def log_sum_exp(
-    q: HeadFirst, k: KeysFirst, visibility: Visibility, scale: float, chunk: int = 64
+    q: HeadFirst, k: KeysFirst, causal: bool, scale: float, chunk: int = 64
 ) -> LogSumExp:
     """The log-sum-exp of each query's scores alone: half the work where no output is wanted.
 
-    Every query has to see the first key. One sequence and a few queries at a time stay in a cache,
-    and a causal query is not even compared with the keys of its future.
+    One sequence and a few queries at a time stay in a cache, and a causal query is not even
+    compared with the keys of its future.
     """
+    sums = [
+        torch.cat(list(_sums(*one, causal, scale, chunk)), -1) for one in zip(q, k, strict=True)
+    ]
+    return torch.stack(sums)
+
+
+def _sums(
+    q: Float[Tensor, "head query d_head"],
+    k: Float[Tensor, "head key d_head"],
+    causal: bool,
+    scale: float,
+    chunk: int,
+) -> Iterator[Float[Tensor, "head some"]]:
     wide = torch.promote_types(q.dtype, torch.float32)
-    n_pos = q.shape[-2]
-    sums = q.new_empty(q.shape[:-1], dtype=wide)
-    for sequence, (one_q, one_k) in enumerate(zip(q.split(1), k.split(1), strict=True)):
-        for start in range(0, n_pos, chunk):
-            end = min(start + chunk, n_pos)
-            keys = one_k[..., : end if visibility.causal else n_pos, :].to(wide)
-            scores = (one_q[..., start:end, :].to(wide) * scale) @ keys.transpose(-1, -2)
-            scores = _hide(scores, visibility, first_query=start)
-            # The softmax kernel keeps the sum to itself, but any one score gives it away.
-            to_first = scores.log_softmax(-1)[..., 0]
-            sums[sequence, :, start:end] = scores[0, ..., 0] - to_first[0]
-    return sums
+    n_pos = q.shape[1]
+    for start in range(0, n_pos, chunk):
+        end = min(start + chunk, n_pos)
+        keys = k[:, : end if causal else n_pos].to(wide)
+        scores = (q[:, start:end].to(wide) * scale) @ keys.transpose(-1, -2)
+        if causal:
+            diagonal = scores[..., start:]
+            future = torch.ones(diagonal.shape[1:], dtype=torch.bool, device=q.device).triu(1)
+            diagonal.masked_fill_(future, -torch.inf)
+        # The softmax kernel keeps the sum to itself, but any one score gives it away.
+        yield scores[..., 0] - scores.log_softmax(-1)[..., 0]
 
 
 def chunked(

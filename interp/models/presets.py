@@ -1,5 +1,6 @@
 """The family: one line of layers each, and their defaults."""
 
+import inspect
 from typing import Any, TypedDict, Unpack, cast
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from interp.models.config import (
     NormPlace,
     PositionKind,
 )
+from interp.models.hooks import nearest
 from interp.models.hub import HubMixin
 from interp.models.sequence import HookedSequenceModel
 
@@ -47,6 +49,9 @@ def _head_width(d_model: int, n_heads: int, d_head: int | None) -> int:
 
 class _Preset(HookedSequenceModel):
     def _build(self, layers: tuple[Conv | Attention, ...], options: Options, **sizes: Any) -> None:
+        for name in options.keys() - Options.__annotations__.keys():
+            known = [*Options.__annotations__, *inspect.signature(type(self).__init__).parameters]
+            raise TypeError(f"{type(self).__name__} takes no {name!r}{nearest(name, known)}")
         seed, tokenizer = options.pop("seed", 0), options.pop("tokenizer", None)
         config = ModelConfig(layers=layers, **sizes, **cast(Any, options))
         super().__init__(config, seed=seed, tokenizer=tokenizer)

@@ -28,8 +28,9 @@ def view(model: Any) -> View:
     if all(hasattr(model, name) for name in ("cfg", "blocks", "run_with_hooks", "hook_dict")):
         return BridgeView(model)
     raise TypeError(
-        f"{type(model).__name__} cannot be analysed; give an interp model, or wrap a Hugging Face "
-        "model with transformer_lens.TransformerBridge.boot_transformers(...)"
+        f"{type(model).__name__} cannot be analysed; give an interp model, such as "
+        "interp.load('conv-attn'), or wrap a Hugging Face model with "
+        "transformer_lens.TransformerBridge.boot_transformers(...)"
     )
 
 

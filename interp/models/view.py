@@ -123,6 +123,8 @@ class View(ABC):
 
     def check_tokens(self, tokens: Tokens, at_least: int = 2) -> None:
         """Refuse tokens that the model cannot read, before any work."""
+        if not isinstance(tokens, Tensor):
+            raise TypeError(f"tokens are {type(tokens).__name__}; give model.to_tokens(text)")
         whole = not (
             tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool
         )

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import random
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,9 +104,11 @@ def train(
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     directory = Path(directory) if directory is not None else Path("runs") / recipe.name
-    checkpoint = _prepare(directory, recipe, resume)
+    recipe.build(recipe.vocab_size)  # sizes that do not fit are refused now, not after tokenising
+    checkpoint = _last_checkpoint(directory, recipe, resume)
     corpus = load_corpus(recipe.corpus, held_out=recipe.held_out)
-    tokenizer = _tokenizer(directory / "tokenizer", corpus, recipe)
+    (directory / RECIPE).write_text(recipe.to_toml())
+    tokenizer = _tokenizer(corpus, recipe, checkpoint)
     blocks = {
         part: pack(corpus.split(part), tokenizer, recipe.n_ctx, directory / DATA)
         for part in ("train", "validation")
@@ -129,8 +130,8 @@ def train(
     return directory
 
 
-def _prepare(directory: Path, recipe: Recipe, resume: bool) -> str | None:
-    """Make the directory, write the recipe, and give the checkpoint to go on from, if any."""
+def _last_checkpoint(directory: Path, recipe: Recipe, resume: bool) -> str | None:
+    """The checkpoint to go on from, if any, and a directory that can be written to."""
     checkpoints = directory / CHECKPOINTS
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     if resume and last is None:
@@ -150,19 +151,14 @@ def _prepare(directory: Path, recipe: Recipe, resume: bool) -> str | None:
             raise ValueError(
                 f"{stored} differs from the recipe to resume; train it into another directory"
             )
-    (directory / RECIPE).write_text(recipe.to_toml())
     return last
 
 
-def _tokenizer(directory: Path, corpus: Corpus, recipe: Recipe) -> PreTrainedTokenizerFast:
-    if directory.is_dir():
-        return PreTrainedTokenizerFast.from_pretrained(directory)
+def _tokenizer(corpus: Corpus, recipe: Recipe, checkpoint: str | None) -> PreTrainedTokenizerFast:
+    if checkpoint is not None:
+        return HookedSequenceModel.from_pretrained(checkpoint).tokenizer
     kind = cast(Literal["bpe", "characters"], recipe.tokenizer)
-    tokenizer = train_tokenizer(corpus.split("train"), recipe.vocab_size, kind)
-    unfinished = directory.with_name(".tokenizer-unfinished")
-    tokenizer.save_pretrained(unfinished)
-    shutil.move(unfinished, directory)
-    return tokenizer
+    return train_tokenizer(corpus.split("train"), recipe.vocab_size, kind)
 
 
 def _check_blocks(blocks: Dataset, recipe: Recipe) -> None:

@@ -4,6 +4,8 @@ import json
 import math
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +126,17 @@ def test_characters_and_tied_embeddings(recipe: Recipe, tmp_path: Path):
     loaded = interp.load(str(directory))
     assert loaded.tokenizer.decode(loaded.tokenizer("alpha")["input_ids"]) == "alpha"
     assert torch.equal(loaded.W_U, loaded.W_E.T)
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_same_training(recipe: Recipe, tmp_path: Path):
+    short = recipe.replace(steps=4, probe_steps=4)
+    eager = train(short, tmp_path / "eager")
+    # In a process of its own: dynamo cannot trace the shape checks that the tests run under.
+    (tmp_path / "compiled.toml").write_text(short.replace(compile=True).to_toml())
+    compiled = tmp_path / "compiled"
+    command = [sys.executable, "-m", "interp.cli", "train", tmp_path / "compiled.toml"]
+    subprocess.run([*command, "--out", compiled], check=True, capture_output=True)
+    losses = history(eager, "eval_loss")
+    assert history(compiled, "eval_loss")[4] == pytest.approx(losses[4], abs=1e-4)
+    assert type(interp.load(str(compiled))) is interp.HookedConvAttn
