@@ -27,7 +27,7 @@ check: .venv/.ready-dev ## lint, formatting, types, import directions
 	$(BIN)/lint-imports --no-logo
 
 docs: .venv/.ready-docs ## build the documentation into site/
-	$(BIN)/mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: .venv/.ready-demo ## measure against TransformerLens and plain PyTorch
 	@for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script"; done

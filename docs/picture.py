@@ -29,7 +29,8 @@ def draw(browser: str, picture: Path) -> None:
     """Take a picture of the figure, in twice the resolution of the page."""
     figure = interp.head_scores(interp.load(NAME)).plot()
     figure.update_layout(paper_bgcolor="white")
-    width, height = (int(figure.layout[side]) for side in ("width", "height"))
+    layout = figure.to_dict()["layout"]
+    width, height = int(layout["width"]) + 2 * MARGIN, int(layout["height"]) + 2 * MARGIN
     with tempfile.TemporaryDirectory() as scratch:
         page = Path(scratch) / "page.html"
         figure.write_html(page, include_plotlyjs=True, config={"displayModeBar": False})
@@ -46,7 +47,7 @@ def draw(browser: str, picture: Path) -> None:
                 "--force-device-scale-factor=2",
                 f"--user-data-dir={scratch}/profile",
                 "--virtual-time-budget=15000",
-                f"--window-size={width + 2 * MARGIN},{height + 2 * MARGIN}",
+                f"--window-size={width},{height}",
                 f"--screenshot={scratch}/page.png",
                 page.as_uri(),
             ],
@@ -72,7 +73,7 @@ def with_text(png: bytes, text: bytes) -> bytes:
 
 def main() -> None:
     """Find a browser and draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Make the README's picture.")
     parser.add_argument("--browser", default=next(filter(shutil.which, BROWSERS), None))
     browser = parser.parse_args().browser
     if browser is None:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from interp.plots.attention import AttentionView
 
+ROWS = 24
+"""More heads than this make a table that nobody reads; the page shows them all."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -72,18 +75,25 @@ class Report:
         from rich.console import Group
         from rich.table import Table
 
-        table = Table(title=f"Attention of each head on repeated random tokens: {self.model}")
+        heads = self.scores.labels["head"]
+        induction = self.scores.sel(score="induction").values
+        shown = heads
+        if len(heads) > ROWS:
+            shown = [heads[index] for index in sorted(np.argsort(-induction)[:ROWS])]
+        title = f"Attention of each head on repeated random tokens: {self.model}"
+        if len(shown) < len(heads):
+            title += f" (the {len(shown)} with the highest induction score, of {len(heads)})"
+        table = Table(title=title)
         table.add_column("head")
         kinds = [str(kind) for kind in self.scores.labels["score"]]
         for kind in kinds:
-            table.add_column(kind.replace("_", " "), justify="right")
-        for head in self.scores.labels["head"]:
-            cells = [_value(self.scores.sel(score=kind, head=head)) for kind in kinds]
+            table.add_column(kind.replace("_", " "), justify="right", no_wrap=True)
+        for head in shown:
+            cells = [_cell(self.scores.sel(score=kind, head=head)) for kind in kinds]
             table.add_row(str(head), *cells, style="bold" if head == self.best_head else "")
         table.add_section()
-        first = self.scores.labels["head"][0]
-        chance = [np.asarray(self.scores.sel(score=kind, head=first).chance) for kind in kinds]
-        table.add_row("chance", *(f"{level.item():.3f}" for level in chance), style="dim")
+        chance = [np.asarray(self.scores.sel(score=k, head=shown[0]).chance).item() for k in kinds]
+        table.add_row("chance", *(f"{level:.3f}" for level in chance), style="dim")
         return Group(table, self.sentence())
 
 
@@ -182,6 +192,10 @@ def _attention_view(seen: View, sequence: Tokens, layer: int, first: str) -> "At
 def _words(seen: View, tokens: list[int]) -> list[str]:
     tokenizer = getattr(seen.model, "tokenizer", None)
     return [str(token) if tokenizer is None else tokenizer.decode([token]) for token in tokens]
+
+
+def _cell(result: Result) -> str:
+    return f"{float(result):.3f} ± {np.asarray(result.standard_error).item():.3f}"
 
 
 def _value(result: Result) -> str:

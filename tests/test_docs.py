@@ -23,12 +23,14 @@ TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 
 FENCED = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]\n]*\]\(([^)\s]+)\)")
+PARTS = ("models", "analysis", "data", "training")
 DOCUMENTED = re.compile(r"^::: (\S+)", re.MULTILINE)
 
 
 def module_at(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -57,10 +59,11 @@ def test_the_readme_table_is_what_was_measured():
 
 
 def test_the_readme_names_the_defaults_it_was_measured_with():
-    (sequences, n, seed), = re.findall(r"(\d+) sequences of BOS and\s+twice the same (\d+) random tokens, seed (\d+)", README)
+    said = r"(\d+) sequences of BOS and\s+twice the same (\d+) random tokens, seed (\d+)"
+    numbers = [tuple(map(int, found)) for found in re.findall(said, README)]
     for analysis in (interp.head_scores, interp.repeated_sequence_loss):
-        defaults = {name: p.default for name, p in inspect.signature(analysis).parameters.items()}
-        assert (defaults["n_sequences"], defaults["n"], defaults["seed"]) == (int(sequences), int(n), int(seed))
+        defaults = inspect.signature(analysis).parameters
+        assert numbers == [tuple(defaults[name].default for name in ("n_sequences", "n", "seed"))]
 
 
 def test_the_readme_has_no_other_number_of_a_model():
@@ -130,7 +133,7 @@ def test_the_reference_documents_only_what_there_is():
         assert inspect.getdoc(resolve(name)), f"{name} has no docstring"
 
 
-@pytest.mark.parametrize("module", ["interp", "interp.models", "interp.analysis", "interp.data", "interp.training"])
+@pytest.mark.parametrize("module", ["interp", *(f"interp.{part}" for part in PARTS)])
 def test_every_public_name_is_in_the_reference(module: str):
     there = [resolve(name) for name in documented()]
     public = importlib.import_module(module)

@@ -1,9 +1,10 @@
-"""A mkdocs hook: the JavaScript that figures and attention views need, from the installed packages.
+"""A mkdocs hook: the JavaScript of figures and attention views, from the installed packages.
 
-Each library is one file of the site, and a page refers to it only if it shows something of the kind.
-Nothing is fetched, neither now nor when the site is read.
+Each library is one file of the site, and a page refers to it only if it shows something of its
+kind. Nothing is fetched, neither now nor when the site is read.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ from plotly.offline import get_plotlyjs
 
 from interp.plots.attention import bundle
 
-PLOTLY, CIRCUITSVIS, FIGURES = (f"assets/{name}.js" for name in ("plotly", "circuitsvis", "figures"))
+PLOTLY, CIRCUITSVIS = "assets/plotly.js", "assets/circuitsvis.js"
+FIGURES = "assets/figures.js"  # ours
+
+LOADED = r"<(?:script|link|img|iframe)\b[^>]*?(?:src|href)="
+OUTSIDE = re.compile(LOADED + r"[\"']?(?:https?:)?//[^\"'> ]*")
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -38,9 +43,6 @@ def on_post_page(output: str, *, page: Page, **_: Any) -> str:
 
 def on_post_build(*, config: MkDocsConfig) -> None:
     """Fail where a page would load something from another machine."""
-    import re
-
-    outside = re.compile(r"<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=[\"']?(?:https?:)?//[^\"'> ]*")
     for path in sorted(Path(config.site_dir).rglob("*.html")):
-        if found := outside.search(path.read_text(encoding="utf-8")):
+        if found := OUTSIDE.search(path.read_text(encoding="utf-8")):
             raise SystemExit(f"{path.name} loads something from outside: {found.group()}")

@@ -1,10 +1,10 @@
 """A mkdocs hook: code on a page is run when the site is built, and shown as a notebook shows it.
 
-A block ```` ```python exec="true" source="above" session="NAME" ```` runs in the names of its session.
-Under its source stands what it printed, then the value of its last line. With `raises="ValueError"`
-it has to raise that error, whose message is shown instead; any other error fails a strict build.
-`quiet="true"` leaves out what it printed.
-A block without `source` runs in the same session; what it prints is Markdown.
+A block that begins with ```` ```python exec="true" source="above" session="NAME" ```` runs in the
+names of its session. Under its source stands what it printed, then the value of its last line. With
+`raises="ValueError"` it has to raise that error, whose message is shown instead; any other error
+fails a strict build. `quiet="true"` leaves out what it printed. A block without `source` runs in
+the same session, and what it prints is Markdown.
 """
 
 import ast
@@ -43,9 +43,7 @@ def _format(**options: Any) -> str:
     return base_format(language="python", run=run, **options)
 
 
-def _run(
-    code: str, *, session: str, raises: str, quiet: str, as_markdown: bool, **_: Any
-) -> str:
+def _run(code: str, *, session: str, raises: str, quiet: str, as_markdown: bool, **_: Any) -> str:
     names = _sessions.setdefault(session, {"__name__": "__main__"})
     printed, value, error = StringIO(), None, ""
     try:

@@ -104,7 +104,7 @@ def family() -> str:
         if name == "HookedSequenceModel":
             continue
         preset = getattr(models, name)
-        model = preset(d_vocab=SIZES["vocab"], d_model=SIZES["d_model"], n_heads=SIZES["head"], n_ctx=8)
+        model = preset(d_vocab=16, d_model=16, n_heads=2, n_ctx=8)
         counts = Counter(_layer(layer) for layer in model.config.layers)
         layers = ", ".join(f"{n} × {layer}" if n > 1 else layer for layer, n in counts.items())
         what = str(preset.__doc__).strip().split("\n\n")[0].replace("\n    ", " ")
@@ -124,13 +124,15 @@ def _specimen() -> Any:
     """A model with every kind of layer, of sizes that tell the dimensions apart."""
     from interp.models import MLP, Attention, Conv, HookedSequenceModel, ModelConfig
 
-    head = {"n_heads": SIZES["head"], "d_head": SIZES["d_head"]}
-    layers = (
-        Conv(lags=SIZES["lag"]),
-        Attention(**head, smear=True, mlp=MLP(SIZES["d_mlp"])),
+    s = SIZES
+    attention = Attention(s["head"], s["d_head"], smear=True, mlp=MLP(s["d_mlp"]))
+    config = ModelConfig(
+        d_vocab=s["vocab"],
+        d_model=s["d_model"],
+        n_ctx=s["n_ctx"],
+        layers=(Conv(lags=s["lag"]), attention),
     )
-    sizes = {"d_vocab": SIZES["vocab"], "d_model": SIZES["d_model"], "n_ctx": SIZES["n_ctx"]}
-    return HookedSequenceModel(ModelConfig(layers=layers, **sizes))
+    return HookedSequenceModel(config)
 
 
 def hook_points() -> str:
@@ -146,7 +148,8 @@ def hook_points() -> str:
 
 def parameters() -> str:
     """Every parameter of the same model, with its shape."""
-    rows = [[f"`{name}`", f"`[{_shape(name, p.shape)}]`"] for name, p in _specimen().named_parameters()]
+    weights = _specimen().named_parameters()
+    rows = [[f"`{name}`", f"`[{_shape(name, weight.shape)}]`"] for name, weight in weights]
     return table(["parameter", "shape"], rows)
 
 
@@ -171,8 +174,8 @@ def command_line() -> str:
     def told(*words: str) -> str:
         width = {"TERMINAL_WIDTH": "84", "NO_COLOR": "1"}
         shown = CliRunner().invoke(app, [*words, "--help"], prog_name="interp", env=width)
-        lines = [line.rstrip() for line in shown.output.strip("\n").splitlines()]
-        return f"## `{' '.join(['interp', *words])}`\n\n```text\n" + "\n".join(lines).strip("\n") + "\n```\n"
+        text = "\n".join(line.rstrip() for line in shown.output.splitlines()).strip("\n")
+        return f"## `{' '.join(['interp', *words])}`\n\n```text\n{text}\n```\n"
 
     commands = vars(get_command(app))["commands"]
     return "\n".join([told(), *(told(name) for name in commands)])

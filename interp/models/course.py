@@ -1,12 +1,10 @@
-"""The two course networks that this project grew from, loaded into our models.
+"""The two course networks that this project grew from, read into our models.
 
 One conv-attn and one attn-attn network, single-headed, with square W_Q, W_K, W_V, no output map, no
-residual stream, no norm and no positions. Their linear layers hold `[out in]`; ours hold `[in
-out]`.
+residual stream, no norm and no positions. Their linear layers hold `[out in]`; ours `[in out]`.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,24 +12,16 @@ from torch import Tensor
 from interp.models.config import Attention, Conv, ModelConfig
 from interp.models.hooks import nearest
 
-if TYPE_CHECKING:
-    from interp.models.sequence import HookedSequenceModel
-
-M = TypeVar("M", bound="HookedSequenceModel")
 Shape = tuple[int, ...]
 
 CONV_ATTN = ("conv", "qkv")
 ATTN_ATTN = ("qkv1", "qkv2")
 
 
-def load(
-    cls: type[M],
-    state_dict: Mapping[str, Tensor],
-    layers: tuple[str, str],
-    n_ctx: int,
-    causal: bool,
-) -> M:
-    """A model of class `cls` that computes what the course network with these weights computes."""
+def read(
+    state_dict: Mapping[str, Tensor], layers: tuple[str, str], n_ctx: int, causal: bool
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Config and weights of the model that computes what the course network computes."""
     _check(state_dict, layers)
     d_vocab, d_model = state_dict["embeddings.weight"].shape
     attention = Attention(1, d_model, causal=causal, output=False, bias=False)
@@ -47,13 +37,11 @@ def load(
     )
     ours = {"embed.W_E": state_dict["embeddings.weight"]}
     for index, name in enumerate(layers):
-        read = _conv_weights if name == "conv" else _head_weights
-        ours |= {f"blocks.{index}.{key}": value for key, value in read(state_dict, name).items()}
+        weights = _conv_weights if name == "conv" else _head_weights
+        ours |= {f"blocks.{index}.{key}": value for key, value in weights(state_dict, name).items()}
     ours["unembed.W_U"] = state_dict["lm_head.weight"].T
     ours["unembed.b_U"] = state_dict["lm_head.bias"]
-    model = cls.from_config(config).to(state_dict["embeddings.weight"].dtype)
-    model.load_state_dict(ours)
-    return model.eval()
+    return config, ours
 
 
 def _head_weights(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -104,8 +104,7 @@ def _sums(
             diagonal = scores[..., start:]
             future = torch.ones(diagonal.shape[1:], dtype=torch.bool, device=q.device).triu(1)
             diagonal.masked_fill_(future, -torch.inf)
-        # The softmax kernel keeps the sum to itself, but any one score gives it away.
-        yield scores[..., 0] - scores.log_softmax(-1)[..., 0]
+        yield scores.logsumexp(-1)
 
 
 def chunked(

@@ -1,7 +1,8 @@
 """The family: one line of layers each, and their defaults."""
 
 import inspect
-from typing import Any, TypedDict, Unpack, cast
+from collections.abc import Mapping
+from typing import Any, Self, TypedDict, Unpack, cast
 
 from torch import Tensor
 
@@ -56,6 +57,15 @@ class _Preset(HookedSequenceModel):
         config = ModelConfig(layers=layers, **sizes, **cast(Any, options))
         super().__init__(config, seed=seed, tokenizer=tokenizer)
 
+    @classmethod
+    def _of_course(
+        cls, state_dict: Mapping[str, Tensor], layers: tuple[str, str], n_ctx: int, causal: bool
+    ) -> Self:
+        config, weights = course.read(state_dict, layers, n_ctx, causal)
+        model = cls.from_config(config).to(weights["embed.W_E"].dtype)
+        model.load_state_dict(weights)
+        return model.eval()
+
 
 class HookedConvAttn(_Preset):
     """A causal convolution, then one attention layer.
@@ -87,8 +97,8 @@ class HookedConvAttn(_Preset):
 
     @classmethod
     def from_course(
-        cls, state_dict: dict[str, Tensor], *, n_ctx: int = 1024, causal: bool = True
-    ) -> "HookedConvAttn":
+        cls, state_dict: Mapping[str, Tensor], *, n_ctx: int = 1024, causal: bool = True
+    ) -> Self:
         """The course's conv-attn network: a masked Conv1d, then one head without output map.
 
         It has no residual stream, no norm and no positions.
@@ -103,7 +113,7 @@ class HookedConvAttn(_Preset):
         Raises:
             ValueError: a missing, surplus or misshapen key, by name.
         """
-        return course.load(cls, state_dict, course.CONV_ATTN, n_ctx, causal)
+        return cls._of_course(state_dict, course.CONV_ATTN, n_ctx, causal)
 
 
 class HookedAttnAttn(_Preset):
@@ -129,14 +139,14 @@ class HookedAttnAttn(_Preset):
 
     @classmethod
     def from_course(
-        cls, state_dict: dict[str, Tensor], *, n_ctx: int = 1024, causal: bool = True
-    ) -> "HookedAttnAttn":
+        cls, state_dict: Mapping[str, Tensor], *, n_ctx: int = 1024, causal: bool = True
+    ) -> Self:
         """The course's attn-attn network: one head, and a second that reads the first's output.
 
         Keys are those of `HookedConvAttn.from_course`, with `qkv1.*` and `qkv2.*` in place of
         `conv.*` and `qkv.*`.
         """
-        return course.load(cls, state_dict, course.ATTN_ATTN, n_ctx, causal)
+        return cls._of_course(state_dict, course.ATTN_ATTN, n_ctx, causal)
 
 
 class HookedAttn(_Preset):

@@ -1,6 +1,6 @@
 """HookedSequenceModel: tokens to logits through a residual stream that anyone can listen to."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self, cast, get_args
 
 import torch
@@ -211,6 +211,12 @@ class HookedSequenceModel(HubMixin, TextMixin, WeightsMixin, HookedRootModule):
             pair for name, save in forward_hooks for pair in ((name, save), (name, cut_positions))
         ]
         return cache, with_cuts, backward_hooks
+
+    def add_hook(self, name: str | Callable[[str], bool], *args: Any, **kwargs: Any) -> None:
+        """TransformerLens's `add_hook`; an unknown name is an error that suggests the nearest."""
+        if isinstance(name, str):
+            self._check_hook_name(name)
+        super().add_hook(name, *args, **kwargs)
 
     def _enable_hook_with_name(
         self,
