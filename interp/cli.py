@@ -53,7 +53,7 @@ def models() -> None:
 def _train(
     recipe: Annotated[str, typer.Argument(help="a bundled recipe or a TOML file")],
     out: Annotated[
-        Path | None, typer.Option(help="where everything goes [default: runs/<name>]")
+        Path | None, typer.Option(help="where everything goes; by default runs/NAME")
     ] = None,
     resume: Annotated[bool, typer.Option(help="go on from the last checkpoint")] = False,
     report_to: Annotated[str, typer.Option(help="tensorboard, wandb, trackio or none")] = "none",

@@ -24,8 +24,6 @@ from interp.models.shapes import Tokens
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from interp.plots.attention import AttentionView
-
 ROWS = 24
 """More heads than this make a table that nobody reads; the page shows them all."""
 
@@ -144,7 +142,9 @@ def _write(found: Report, seen: View, probe: RepeatedTokens) -> None:
     from interp.plots.page import Section, write_page
 
     layer = int(found.best_head[1:].split("H")[0])
-    picture = _attention_view(seen, _short_sequence(probe), layer, found.best_head)
+    pattern = attention_pattern(seen.model, _short_sequence(probe), layer)
+    # The view opens on the first head it is given: the one that the page is about.
+    heads = sorted(pattern.labels["head"], key=lambda head: head != found.best_head)
     sections = [
         Section(
             "What each head does",
@@ -166,7 +166,7 @@ def _write(found: Report, seen: View, probe: RepeatedTokens) -> None:
             f"The attention of layer {layer}, which holds the best head, on one short sequence: "
             "BOS and twice the same tokens. Choose a head, then hover over a token to see where "
             "it looks.",
-            [picture],
+            [pattern.sel(head=heads).plot()],
         ),
         Section("The numbers", "", [found.scores, found.repeated]),
     ]
@@ -177,21 +177,6 @@ def _short_sequence(probe: RepeatedTokens) -> Tokens:
     """BOS and twice the first few random tokens: as much as one can read in a picture."""
     copy = list(probe.positions(0))[:20]
     return probe.tokens[:1, [*range(probe.start), *copy, *copy]]
-
-
-def _attention_view(seen: View, sequence: Tokens, layer: int, first: str) -> "AttentionView":
-    from interp.plots import attention
-
-    pattern = attention_pattern(seen.model, sequence, layer)
-    # The view opens on the first head it is given: the one that the page is about.
-    heads = sorted(map(str, pattern.labels["head"]), key=lambda head: head != first)
-    words = _words(seen, sequence[0].tolist())
-    return attention.view(words, pattern.sel(head=heads).values, heads)
-
-
-def _words(seen: View, tokens: list[int]) -> list[str]:
-    tokenizer = getattr(seen.model, "tokenizer", None)
-    return [str(token) if tokenizer is None else tokenizer.decode([token]) for token in tokens]
 
 
 def _cell(result: Result) -> str:

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from griffe import Attribute, ExprCall, Extension, Function, Object
+from griffe import Class, ExprCall, Extension, Function, Object
 
 # From a prompt at the margin to the next blank line.
 EXAMPLE = re.compile(r"^>>> .*(?:\n(?!\s*$).*)*", re.MULTILINE)
@@ -18,10 +18,12 @@ class OurSources(Extension):
         if obj.docstring is not None:
             obj.docstring.value = EXAMPLE.sub(r"```pycon\n\g<0>\n```", obj.docstring.value)
 
-    def on_attribute(self, *, attr: Attribute, **_: Any) -> None:
+    def on_class(self, *, cls: Class, **_: Any) -> None:
         """A recipe's field is a help text and a default; the signature gets the default."""
-        if isinstance(attr.value, ExprCall) and str(attr.value.function) == "_help":
-            attr.value = attr.value.arguments[-1]
+        for parameter in cls.parameters:
+            call = parameter.default
+            if isinstance(call, ExprCall) and str(call.function) == "_help":
+                parameter.default = call.arguments[-1]
 
     def on_function(self, *, func: Function, **_: Any) -> None:
         """Name the returned type first, and drop a list of parameters that describes none."""

@@ -21,7 +21,8 @@ def attention_pattern(model: Any, tokens: Tokens, layer: int) -> Result:
         layer: which layer; every layer counts, conv layers too.
 
     Returns:
-        A Result over "head", "query" and "key": probabilities, each query's adding up to 1.
+        A Result over "head", "query" and "key": probabilities, each query's adding up to 1. Its
+        `plot()` is a view to click through.
 
     Raises:
         ValueError: several or too long sequences, or a layer without heads.
@@ -66,5 +67,10 @@ def attention_pattern(model: Any, tokens: Tokens, layer: int) -> Result:
             "key": positions,
         },
         unit="probability",
-        provenance={"model": seen.name, "tokens": tokens[0].tolist(), "versions": versions()},
+        provenance={
+            "model": seen.name,
+            "tokens": tokens[0].tolist(),
+            "words": seen.words(tokens[0].tolist()),
+            "versions": versions(),
+        },
     )

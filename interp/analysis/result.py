@@ -201,8 +201,10 @@ class Result:
         frame["unit"] = unit if isinstance(unit, str) else [unit[m] for m in frame["measure"]]
         return frame
 
-    def plot(self) -> "interp.plots.Figure":
+    def plot(self) -> "interp.plots.Figure | interp.plots.AttentionView":
         """A figure to suit the axes: a curve over "position", a heatmap of "head", "measure" bars.
+
+        Attention by "head", "query" and "key" is a view to click through, of circuitsvis.
 
         Raises:
             ValueError: the result has none of these axes.

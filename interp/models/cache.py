@@ -1,10 +1,10 @@
 """TransformerLens's ActivationCache, for models in which some layers are convolutions."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import ActivationCache as _ActivationCache
 from transformer_lens.utilities.slice import Slice
@@ -15,7 +15,8 @@ from interp.models.mlp import MLP
 if TYPE_CHECKING:
     from interp.models.sequence import HookedSequenceModel
 
-Stack = Float[Tensor, "component *batch_and_pos d_model"]
+Group = tuple[list[str], Tensor]
+"""Labels, and as many components of the stream stacked: [component *batch pos d_model]."""
 
 
 class ActivationCache(_ActivationCache):
@@ -52,26 +53,35 @@ class ActivationCache(_ActivationCache):
 
         `mode` is "all", "attn", "mlp" or, ours, "conv".
         """
-        self._refuse_without_stream()
-        layer = self._layer(layer)
-        parts = dict(self._embeddings()) if incl_embeds else {}
-        parts |= dict(self._sublayers(layer, mlp_input, mode))
-        stack = self._stack(list(parts.values()), pos_slice)
-        if apply_ln:
-            stack = self.apply_ln_to_stack(stack, layer, mlp_input=mlp_input, pos_slice=pos_slice)
-        return (stack, list(parts)) if return_labels else stack
+        if mode not in ("all", "attn", "conv", "mlp"):
+            raise ValueError(f"mode is {mode!r}; choose one of all, attn, conv, mlp")
+        layer = self._layer(layer, mlp_input)
+        groups = chain(
+            self._embeddings() if incl_embeds else (), self._sublayers(layer, mlp_input, mode)
+        )
+        finish = self._finish(layer, mlp_input, apply_ln, pos_slice)
+        stack, labels = self._collect(groups, finish)
+        return (stack, labels) if return_labels else stack
 
     def accumulated_resid(
-        self, layer: int | None = None, incl_mid: bool = False, *args: Any, **kwargs: Any
+        self,
+        layer: int | None = None,
+        incl_mid: bool = False,
+        apply_ln: bool = False,
+        pos_slice: Any = None,
+        mlp_input: bool = False,
+        return_labels: bool = False,
     ) -> Any:
-        """TransformerLens's `accumulated_resid`; `incl_mid` needs an MLP in every block."""
-        self._refuse_without_stream()
-        if incl_mid and any(self._mlp(index) is None for index in range(len(self.model.blocks))):
+        """TransformerLens's `accumulated_resid`; `incl_mid` needs an MLP in every block before."""
+        layer = self._layer(layer, mlp_input)
+        if incl_mid and (bare := [i for i in range(layer) if self._mlp(i) is None]):
             raise ValueError(
-                "incl_mid: some block has no MLP, so it has no stream in its middle; "
+                f"incl_mid: block {bare[0]} has no MLP, so it has no stream in its middle; "
                 "leave incl_mid False"
             )
-        return super().accumulated_resid(layer, incl_mid, *args, **kwargs)
+        return super().accumulated_resid(
+            layer, incl_mid, apply_ln, pos_slice, mlp_input, return_labels
+        )
 
     def stack_head_results(
         self,
@@ -85,17 +95,13 @@ class ActivationCache(_ActivationCache):
 
         The labels are of the form L1H3.
         """
-        self._refuse_without_stream()
         layer = self._layer(layer)
-        parts = dict(self._head_results(layer))
-        stack = self._stack(list(parts.values()), pos_slice)
-        labels = list(parts)
+        groups = list(self._head_results(layer))
         if incl_remainder:
-            end = Slice.unwrap(pos_slice).apply(self._stream_before(layer), dim=-2)
-            stack = torch.cat([stack, (end - stack.sum(0))[None]])
-            labels.append("remainder")
-        if apply_ln:
-            stack = self.apply_ln_to_stack(stack, layer, pos_slice=pos_slice)
+            written = [results.sum(0) for _, results in groups]
+            groups.append((["remainder"], (self._stream_before(layer) - sum(written))[None]))
+        finish = self._finish(layer, False, apply_ln, pos_slice)
+        stack, labels = self._collect(groups, finish)
         return (stack, labels) if return_labels else stack
 
     def get_full_resid_decomposition(
@@ -111,27 +117,20 @@ class ActivationCache(_ActivationCache):
         """TransformerLens's decomposition into heads, neurons, embeddings, biases; and conv lags.
 
         The order is heads, conv lags, neurons (or MLP layers), embeddings, and one row with every
-        bias.
+        bias. A projection is taken layer by layer, before the parts are stacked.
         """
-        self._refuse_without_stream()
-        layer = self._layer(layer)
-        parts = dict(self._head_results(layer + mlp_input)) | dict(
-            self._conv_lags(layer + mlp_input)
-        )
-        parts |= (
-            dict(self._neurons(layer))
-            if expand_neurons
-            else dict(self._sublayers(layer, False, "mlp"))
-        )
-        parts |= dict(self._embeddings())
+        layer = self._layer(layer, mlp_input)
         bias = self.model.accumulated_bias(layer, mlp_input, include_mlp_biases=expand_neurons)
-        parts["bias"] = bias.expand_as(self["hook_embed"])
-        stack = self._stack(list(parts.values()), pos_slice)
-        if apply_ln:
-            stack = self.apply_ln_to_stack(stack, layer, mlp_input=mlp_input, pos_slice=pos_slice)
-        if project_output_onto is not None:
-            stack = stack @ project_output_onto
-        return (stack, list(parts)) if return_labels else stack
+        groups = chain(
+            self._head_results(layer + mlp_input),
+            self._conv_lags(layer + mlp_input),
+            self._neurons(layer) if expand_neurons else self._sublayers(layer, False, "mlp"),
+            self._embeddings(),
+            [(["bias"], bias.expand_as(self["hook_embed"])[None])],
+        )
+        finish = self._finish(layer, mlp_input, apply_ln, pos_slice, project_output_onto)
+        stack, labels = self._collect(groups, finish)
+        return (stack, labels) if return_labels else stack
 
     def logit_attrs(self, *args: Any, **kwargs: Any) -> Any:
         """TransformerLens's `logit_attrs`.
@@ -169,61 +168,84 @@ class ActivationCache(_ActivationCache):
                 "activations from the cache by name"
             )
 
-    def _layer(self, layer: int | None) -> int:
+    def _layer(self, layer: int | None, mlp_input: bool = False) -> int:
+        """The layer whose input is asked for, counted from 0; the end is the number of layers."""
+        self._refuse_without_stream()
         n_layers = len(self.model.blocks)
         layer = n_layers if layer in (None, -1) else layer
         if not 0 <= layer <= n_layers:
             raise ValueError(
                 f"layer is {layer}, but must be 0 to {n_layers}; {n_layers} (or -1) is the end"
             )
+        if mlp_input and (layer == n_layers or self._mlp(layer) is None):
+            raise ValueError(f"mlp_input: layer {layer} has no MLP; leave mlp_input False")
         return layer
 
     def _mlp(self, layer: int) -> MLP | None:
         return cast(Block, self.model.blocks[layer]).mlp
 
-    def _stack(self, parts: list[Tensor], pos_slice: Any) -> Stack:
-        if not parts:
-            parts = [torch.empty(0, *self["hook_embed"].shape).to(self["hook_embed"])]
-            return Slice.unwrap(pos_slice).apply(parts[0], dim=-2)
-        return Slice.unwrap(pos_slice).apply(torch.stack(parts), dim=-2)
+    def _finish(
+        self,
+        layer: int,
+        mlp_input: bool,
+        apply_ln: bool,
+        pos_slice: Any,
+        project_onto: Tensor | None = None,
+    ) -> Callable[[Tensor], Tensor]:
+        """What is done to a stack of components: cut, as a layer's norm scales it, projected."""
+        cut = pos_slice if isinstance(pos_slice, Slice) else Slice(pos_slice)
+
+        def finish(stack: Tensor) -> Tensor:
+            stack = cut.apply(stack, dim=-2)
+            if apply_ln:
+                stack = self.apply_ln_to_stack(stack, layer, mlp_input=mlp_input, pos_slice=cut)
+            return stack if project_onto is None else stack @ project_onto
+
+        return finish
+
+    def _collect(
+        self, groups: Iterable[Group], finish: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, list[str]]:
+        nothing = torch.empty_like(self["hook_embed"])[None][:0]
+        labels, stacks = [], [finish(nothing)]
+        for names, stack in groups:
+            labels += names
+            stacks.append(finish(stack))
+        return torch.cat(stacks), labels
 
     def _stream_before(self, layer: int) -> Tensor:
         if layer == len(self.model.blocks):
             return self[f"blocks.{layer - 1}.hook_resid_post"]
         return self[f"blocks.{layer}.hook_resid_pre"]
 
-    def _embeddings(self) -> Iterator[tuple[str, Tensor]]:
-        yield "embed", self["hook_embed"]
+    def _embeddings(self) -> Iterator[Group]:
+        yield ["embed"], self["hook_embed"][None]
         # Shortformer positions reach queries and keys only; they are no part of the stream.
         if self.has_pos_embed and self.model.positions_enter_stream:
-            yield "pos_embed", self["hook_pos_embed"]
+            yield ["pos_embed"], self["hook_pos_embed"][None]
 
-    def _sublayers(self, layer: int, mlp_input: bool, mode: str) -> Iterator[tuple[str, Tensor]]:
-        if mode not in ("all", "attn", "conv", "mlp"):
-            raise ValueError(f"mode is {mode!r}; choose one of all, attn, conv, mlp")
+    def _sublayers(self, layer: int, mlp_input: bool, mode: str) -> Iterator[Group]:
         for index in range(layer + mlp_input):
             mixer = "attn" if index in self.model.attention_layers else "conv"
             if mode in ("all", mixer):
-                yield f"{index}_{mixer}_out", self[f"blocks.{index}.hook_{mixer}_out"]
+                yield [f"{index}_{mixer}_out"], self[f"blocks.{index}.hook_{mixer}_out"][None]
             if mode in ("all", "mlp") and index < layer and self._mlp(index) is not None:
-                yield f"{index}_mlp_out", self[f"blocks.{index}.hook_mlp_out"]
+                yield [f"{index}_mlp_out"], self[f"blocks.{index}.hook_mlp_out"][None]
 
-    def _head_results(self, layer: int) -> Iterator[tuple[str, Tensor]]:
+    def _head_results(self, layer: int) -> Iterator[Group]:
         self.compute_head_results()
         for index in (i for i in self.model.attention_layers if i < layer):
-            results = self[f"blocks.{index}.attn.hook_result"]
-            for head in range(results.shape[-2]):
-                yield f"L{index}H{head}", results[..., head, :]
+            results = self[f"blocks.{index}.attn.hook_result"].movedim(-2, 0)
+            yield [f"L{index}H{head}" for head in range(len(results))], results
 
-    def _conv_lags(self, layer: int) -> Iterator[tuple[str, Tensor]]:
+    def _conv_lags(self, layer: int) -> Iterator[Group]:
         for index in (i for i in self.model.conv_layers if i < layer):
-            terms = self[f"blocks.{index}.conv.hook_lags"]
-            for lag in range(terms.shape[-3]):
-                yield f"{index}_conv_lag{lag}", terms[..., lag, :, :]
+            terms = self[f"blocks.{index}.conv.hook_lags"].movedim(-3, 0)
+            yield [f"{index}_conv_lag{lag}" for lag in range(len(terms))], terms
 
-    def _neurons(self, layer: int) -> Iterator[tuple[str, Tensor]]:
+    def _neurons(self, layer: int) -> Iterator[Group]:
         for index in range(layer):
             if (mlp := self._mlp(index)) is not None:
-                post = self[f"blocks.{index}.mlp.hook_post"]
-                for neuron, row in enumerate(mlp.W_out):
-                    yield f"L{index}N{neuron}", post[..., neuron, None] * row
+                post = self[f"blocks.{index}.mlp.hook_post"].movedim(-1, 0)[..., None]
+                rows = mlp.W_out.view(-1, *[1] * (post.ndim - 2), mlp.W_out.shape[-1])
+                yield [f"L{index}N{neuron}" for neuron in range(len(rows))], post * rows

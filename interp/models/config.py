@@ -6,10 +6,17 @@ when the model is built; no forward pass asks the config anything.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, Self, TypeVar, cast, get_args
+from typing import Any, Literal, Self, TypeVar, cast
+
+from interp.models.checks import (
+    require,
+    require_choice,
+    require_flags,
+    require_numbers,
+    require_positive,
+)
 
 PositionKind = Literal["learned", "shortformer", "rotary", "sinusoidal", "none"]
 NormKind = Literal["layer", "rms", "none"]
@@ -17,79 +24,60 @@ NormPlace = Literal["pre", "post"]
 Activation = Literal["relu", "gelu", "gelu_new", "silu"]
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _require_positive(owner: str, **sizes: int) -> None:
-    for name, value in sizes.items():
-        _require(
-            isinstance(value, int) and not isinstance(value, bool) and value >= 1,
-            f"{owner}: {name} is {value!r}, but it must be a whole number of at least 1",
-        )
-
-
-def _require_flags(owner: str, **flags: bool) -> None:
-    for name, value in flags.items():
-        _require(
-            isinstance(value, bool), f"{owner}: {name} is {value!r}, but it must be true or false"
-        )
-
-
-def _require_numbers(owner: str, **numbers: float) -> None:
-    for name, value in numbers.items():
-        _require(
-            isinstance(value, int | float) and math.isfinite(value),
-            f"{owner}: {name} is {value!r}, but it must be a finite number",
-        )
-
-
-def _require_choice(owner: str, name: str, value: str, kind: Any) -> None:
-    choices = get_args(kind)
-    _require(value in choices, f"{owner}: {name} is {value!r}; choose one of {', '.join(choices)}")
-
-
 @dataclass(frozen=True)
 class MLP:
-    """Two linear maps with a nonlinearity between them, after a block's mixer."""
+    """Two linear maps with a nonlinearity between them, after a block's mixer.
+
+    Args:
+        d_mlp: neurons.
+        activation: relu, gelu, gelu_new (GPT-2's approximation) or silu.
+    """
 
     d_mlp: int
     activation: Activation = "gelu"
 
     def __post_init__(self) -> None:
-        _require_positive("MLP", d_mlp=self.d_mlp)
-        _require_choice("MLP", "activation", self.activation, Activation)
+        require_positive("MLP", d_mlp=self.d_mlp)
+        require_choice("MLP", "activation", self.activation, Activation)
 
 
 @dataclass(frozen=True)
 class Conv:
     """A causal convolution over positions: one weight per lag.
 
-    `lags=2` reads the current token (lag 0) and the one before it (lag 1). A full convolution has a
-    d_model x d_model matrix per lag; a depthwise one has a scalar per channel and lag.
+    Args:
+        lags: how many tokens it reads: 2 are the current token (lag 0) and the one before (lag 1).
+        depthwise: a scalar per channel and lag, instead of a d_model x d_model matrix per lag.
+        bias: whether there is a b_conv.
+        lag_bias: one more bias for every lag whose token exists. `fold_norms` puts the offset of
+            the norm before it here; a model to train has no use for it.
+        mlp: the block's second half.
     """
 
     lags: int = 2
     depthwise: bool = False
     bias: bool = True
-    lag_bias: bool = (
-        False  # one more bias per lag that exists; fold_norms() puts a norm's offset here
-    )
+    lag_bias: bool = False
     mlp: MLP | None = None
 
     def __post_init__(self) -> None:
-        _require_positive("Conv", lags=self.lags)
-        _require_flags("Conv", depthwise=self.depthwise, bias=self.bias, lag_bias=self.lag_bias)
+        require_positive("Conv", lags=self.lags)
+        require_flags("Conv", depthwise=self.depthwise, bias=self.bias, lag_bias=self.lag_bias)
 
 
 @dataclass(frozen=True)
 class Attention:
     """Multi-head attention, optionally with smeared keys.
 
-    `smear` gives each head a trained scalar that mixes every key with the key before it (Olsson et
-    al. 2022, argument 2). `output=False` leaves out W_O: the heads' values are concatenated into
-    the stream.
+    Args:
+        n_heads: heads.
+        d_head: width of a head's queries, keys and values; n_heads x d_head need not be d_model.
+        smear: give each head a trained scalar that mixes every key with the key before it (Olsson
+            et al. 2022, argument 2).
+        causal: False lets a query see later keys.
+        output: False leaves out W_O; the heads' values are concatenated into the stream.
+        bias: whether there are b_Q, b_K, b_V and, with an output map, b_O.
+        mlp: the block's second half.
     """
 
     n_heads: int
@@ -101,9 +89,9 @@ class Attention:
     mlp: MLP | None = None
 
     def __post_init__(self) -> None:
-        _require_positive("Attention", n_heads=self.n_heads, d_head=self.d_head)
+        require_positive("Attention", n_heads=self.n_heads, d_head=self.d_head)
         flags = {"smear": self.smear, "causal": self.causal, "output": self.output}
-        _require_flags("Attention", bias=self.bias, **flags)
+        require_flags("Attention", bias=self.bias, **flags)
 
 
 Layer = Conv | Attention
@@ -113,6 +101,22 @@ _LAYER_TAGS: dict[str, type[Conv] | type[Attention]] = {"conv": Conv, "attention
 @dataclass(frozen=True)
 class ModelConfig:
     """Everything that is needed to build a model, and nothing else. JSON both ways.
+
+    Args:
+        d_vocab: tokens in the vocabulary.
+        d_model: width of the residual stream.
+        n_ctx: the longest sequence that the model reads.
+        layers: one spec per block, from the embedding upwards.
+        positions: "learned" or "sinusoidal" vectors added to the stream; "shortformer", learned
+            vectors added to queries and keys only; "rotary"; or "none".
+        norm: "layer", "rms" or "none".
+        norm_place: "pre" normalises what a sublayer reads, "post" the stream after it has written.
+        norm_eps: added to the variance under the root.
+        residual: False lets each layer replace the stream instead of adding to it.
+        unembed_bias: whether there is a b_U.
+        tied: whether the unembedding is the embedding read backwards.
+        dropout: share of activations dropped in training.
+        rotary_base: the longest rotary wavelength, in positions, over 2 pi.
 
     >>> config = ModelConfig(d_vocab=100, d_model=32, n_ctx=64,
     ...                      layers=(Conv(lags=2), Attention(n_heads=4, d_head=8)))
@@ -140,18 +144,18 @@ class ModelConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
         owner = "ModelConfig"
-        _require_positive(owner, d_vocab=self.d_vocab, d_model=self.d_model, n_ctx=self.n_ctx)
-        _require_choice(owner, "positions", self.positions, PositionKind)
-        _require_choice(owner, "norm", self.norm, NormKind)
-        _require_choice(owner, "norm_place", self.norm_place, NormPlace)
+        require_positive(owner, d_vocab=self.d_vocab, d_model=self.d_model, n_ctx=self.n_ctx)
+        require_choice(owner, "positions", self.positions, PositionKind)
+        require_choice(owner, "norm", self.norm, NormKind)
+        require_choice(owner, "norm_place", self.norm_place, NormPlace)
         flags = {"residual": self.residual, "tied": self.tied}
-        _require_flags(owner, unembed_bias=self.unembed_bias, **flags)
+        require_flags(owner, unembed_bias=self.unembed_bias, **flags)
         numbers = {"norm_eps": self.norm_eps, "rotary_base": self.rotary_base}
-        _require_numbers(owner, dropout=self.dropout, **numbers)
-        _require(0 <= self.dropout < 1, f"dropout is {self.dropout}, but it must be in [0, 1)")
-        _require(self.norm_eps > 0, f"norm_eps is {self.norm_eps}, but it must be above 0")
-        _require(self.rotary_base > 1, f"rotary_base is {self.rotary_base}, but it must be above 1")
-        _require(len(self.layers) > 0, "layers is empty: give at least one Conv or Attention")
+        require_numbers(owner, dropout=self.dropout, **numbers)
+        require(0 <= self.dropout < 1, f"dropout is {self.dropout}, but it must be in [0, 1)")
+        require(self.norm_eps > 0, f"norm_eps is {self.norm_eps}, but it must be above 0")
+        require(self.rotary_base > 1, f"rotary_base is {self.rotary_base}, but it must be above 1")
+        require(len(self.layers) > 0, "layers is empty: give at least one Conv or Attention")
         for index, layer in enumerate(self.layers):
             self._check_layer(index, layer)
         self._check_combinations()
@@ -160,39 +164,39 @@ class ModelConfig:
         if not isinstance(layer, Conv | Attention):
             raise TypeError(f"layer {index} is {layer!r}; it must be a Conv or an Attention")
         if isinstance(layer, Conv):
-            _require(
+            require(
                 layer.lags <= self.n_ctx,
                 f"layer {index}: lags={layer.lags} reads further back than n_ctx={self.n_ctx}; "
                 f"use at most {self.n_ctx} lags or a longer context",
             )
             return
         width = layer.n_heads * layer.d_head
-        _require(
+        require(
             layer.output or width == self.d_model,
             f"layer {index}: without an output map the heads' values are the stream, so n_heads x "
             f"d_head = {width} must equal d_model={self.d_model}; change one of them or set "
             "output=True",
         )
-        _require(
+        require(
             self.positions != "rotary" or layer.d_head % 2 == 0,
             f"layer {index}: rotary positions turn pairs of channels, but d_head={layer.d_head} is "
             "odd; use an even d_head or other positions",
         )
 
     def _check_combinations(self) -> None:
-        _require(
+        require(
             self.norm_place == "pre" or (self.norm != "none" and self.residual),
             "norm_place='post' normalises the sum with the residual stream, but "
             f"norm={self.norm!r} and residual={self.residual}; use norm_place='pre', or a norm and "
             "residual=True",
         )
-        _require(
+        require(
             self.positions != "sinusoidal" or self.d_model % 2 == 0,
             f"sinusoidal positions need sine and cosine pairs, but d_model={self.d_model} is odd; "
             "use an even d_model",
         )
         has_attention = any(isinstance(layer, Attention) for layer in self.layers)
-        _require(
+        require(
             has_attention or self.positions not in ("rotary", "shortformer"),
             f"positions={self.positions!r} act on queries and keys, but no layer is an Attention; "
             "use learned, sinusoidal or none",

@@ -64,25 +64,33 @@ def _check(state: Mapping[str, Tensor], layers: tuple[str, str]) -> None:
         )
     d_vocab, d_model = embedding.shape
     expected = _shapes(d_vocab, d_model, layers)
+    surplus = [key for key in state if key not in expected]
     for key in expected:
         if key not in state:
-            raise ValueError(f"course network: key {key!r} is missing{nearest(key, state)}")
-    for key in state:
-        if key not in expected and key != "filter_mask":
-            raise ValueError(
-                f"course network: key {key!r} has no place in it{nearest(key, expected)}"
-            )
+            raise ValueError(f"course network: key {key!r} is missing{nearest(key, surplus)}")
+    if "conv" in layers and "filter_mask" in surplus:
+        _check_filter(state["filter_mask"])
+        surplus.remove("filter_mask")
+    if surplus:
+        raise ValueError(f"course network: key {surplus[0]!r} has no place in it")
     for key, shape in expected.items():
         if state[key].shape != shape:
             raise ValueError(
                 f"course network: {key!r} has shape {tuple(state[key].shape)}, but must be {shape}"
             )
-    if "filter_mask" in state:
-        mask = state["filter_mask"].broadcast_to(1, 1, 3).flatten().tolist()
-        if mask != [1.0, 1.0, 0.0]:
-            raise ValueError(
-                f"course network: filter_mask is {mask}, but must be [1, 1, 0], or the future leaks"
-            )
+
+
+def _check_filter(mask: Tensor) -> None:
+    """Refuse a mask on the kernel that is not (1, 1, 0) everywhere."""
+    if mask.ndim == 0 or mask.shape[-1] != 3:
+        raise ValueError(
+            f"course network: filter_mask has shape {tuple(mask.shape)}, but must end in 3"
+        )
+    rows = mask.reshape(-1, 3).unique(dim=0).tolist()
+    if rows != [[1.0, 1.0, 0.0]]:
+        raise ValueError(
+            f"course network: filter_mask is {rows[-1]}, but must be [1, 1, 0], or the future leaks"
+        )
 
 
 def _shapes(d_vocab: int, d_model: int, layers: tuple[str, str]) -> dict[str, Shape]:

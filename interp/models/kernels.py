@@ -4,7 +4,6 @@ The log-sum-exp over the keys turns any single score into a probability, `exp(sc
 analysis that wants a few entries of a pattern never has to build the pattern.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -81,30 +80,21 @@ def log_sum_exp(
     One sequence and a few queries at a time stay in a cache, and a causal query is not even
     compared with the keys of its future.
     """
-    sums = [
-        torch.cat(list(_sums(*one, causal, scale, chunk)), -1) for one in zip(q, k, strict=True)
-    ]
-    return torch.stack(sums)
-
-
-def _sums(
-    q: Float[Tensor, "head query d_head"],
-    k: Float[Tensor, "head key d_head"],
-    causal: bool,
-    scale: float,
-    chunk: int,
-) -> Iterator[Float[Tensor, "head some"]]:
-    wide = torch.promote_types(q.dtype, torch.float32)
-    n_pos = q.shape[1]
-    for start in range(0, n_pos, chunk):
-        end = min(start + chunk, n_pos)
-        keys = k[:, : end if causal else n_pos].to(wide)
-        scores = (q[:, start:end].to(wide) * scale) @ keys.transpose(-1, -2)
-        if causal:
-            diagonal = scores[..., start:]
-            future = torch.ones(diagonal.shape[1:], dtype=torch.bool, device=q.device).triu(1)
-            diagonal.masked_fill_(future, -torch.inf)
-        yield scores.logsumexp(-1)
+    wide, n_pos = torch.promote_types(q.dtype, torch.float32), q.shape[-2]
+    sums = q.new_empty(q.shape[:-1], dtype=wide)
+    for one_q, one_k, row in zip(q, k, sums, strict=True):
+        # The longest first: the memory of one chunk then has room for every later one.
+        for start in reversed(range(0, n_pos, chunk)):
+            some = slice(start, start + chunk)
+            keys = one_k[:, : start + chunk] if causal else one_k
+            scores = (one_q[:, some].to(wide) * scale) @ keys.to(wide).transpose(-1, -2)
+            if causal:
+                diagonal = scores[..., start:]
+                future = torch.ones(diagonal.shape[1:], dtype=torch.bool, device=q.device).triu(1)
+                diagonal.masked_fill_(future, -torch.inf)
+            # The softmax kernel keeps the sum to itself, but any one score gives it away.
+            row[:, some] = scores[..., 0] - scores.log_softmax(-1)[..., 0]
+    return sums
 
 
 def chunked(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from interp.models.config import ModelConfig
 from interp.models.embedding import Embed
 from interp.models.shapes import KeyMask, Tokens
+from interp.models.view import undisturbed
 
 
 class TextMixin(nn.Module):
@@ -81,7 +82,6 @@ class TextMixin(nn.Module):
             return [tokenizer.decode(row) for row in tokens.tolist()]
         return tokenizer.decode(tokens.flatten().tolist())
 
-    @torch.no_grad()
     def generate(
         self,
         prompt: str | Tokens,
@@ -93,10 +93,11 @@ class TextMixin(nn.Module):
         seed: int = 0,
         stop_at_eos: bool = True,
     ) -> str | Tokens:
-        """The prompt continued: text for text, tokens `[batch pos]` for tokens.
+        """The prompt continued: text for text, without special tokens; tokens for tokens.
 
         Args:
-            prompt: what to continue; only the last n_ctx tokens of the growing sequence are read.
+            prompt: what to continue, text or `[batch pos]`; only the last n_ctx tokens of the
+                growing sequence are read.
             max_new_tokens: how many tokens to add.
             temperature: 0 takes the likeliest token each time; 1 samples from the model's own
                 distribution.
@@ -110,32 +111,28 @@ class TextMixin(nn.Module):
         if max_new_tokens < 0:
             raise ValueError(f"max_new_tokens is {max_new_tokens}, but must be at least 0")
         tokens = self.to_tokens(prompt) if isinstance(prompt, str) else prompt
+        tokens = tokens.to(self.embed.W_E.device)
         eos = getattr(self.tokenizer, "eos_token_id", None) if stop_at_eos else None
         done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
         generator = torch.Generator(tokens.device).manual_seed(seed)
-        was_training = self.training
-        self.eval()
-        try:
+        with undisturbed(self):
             for _ in range(max_new_tokens):
-                new = choose(
-                    self(tokens[:, -self.config.n_ctx :])[:, -1].float(), tokens, generator
-                )
+                logits = self(tokens[..., -self.config.n_ctx :])[:, -1]
+                new = choose(logits.float(), tokens, generator)
                 if eos is not None:
                     new = new.masked_fill(done, eos)
                     done = done | (new == eos)
                 tokens = torch.cat([tokens, new[:, None]], dim=1)
-                if eos is not None and done.all():
+                if done.all():
                     break
-        finally:
-            self.train(was_training)
-        return (
-            self._need_tokenizer().decode(tokens[0].tolist()) if isinstance(prompt, str) else tokens
-        )
+        if isinstance(prompt, str):
+            return self._need_tokenizer().decode(tokens[0].tolist(), skip_special_tokens=True)
+        return tokens
 
 
 def _chooser(temperature: float, top_k: int | None, top_p: float | None) -> Any:
     """A function from last logits to next tokens, on transformers' own samplers."""
-    if temperature < 0:
+    if not temperature >= 0:
         raise ValueError(f"temperature is {temperature}, but must be at least 0 (0 is greedy)")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k is {top_k}, but must be at least 1")

@@ -104,6 +104,12 @@ class View(ABC):
         unused = range(len(self.tokenizer), self.d_vocab)
         return tuple(sorted({*self.tokenizer.all_special_ids, *unused}))
 
+    def words(self, tokens: list[int]) -> list[str]:
+        """Each token as a reader sees it; without a tokenizer, its number."""
+        if self.tokenizer is None:
+            return [str(token) for token in tokens]
+        return [self.tokenizer.decode([token]) for token in tokens]
+
     @property
     def bos(self) -> int:
         """What starts a sequence: the tokenizer's BOS, else its end token; without one, 0."""

@@ -153,6 +153,9 @@ class WeightsMixin(nn.Module):
         This is TransformerLens's contract. `mlp_input` counts this layer's mixer as well: what its
         MLP reads.
         """
+        end = len(self.blocks) - mlp_input
+        if not 0 <= layer <= end:
+            raise ValueError(f"layer is {layer}, but must be 0 to {end}")
         total = self.W_E.new_zeros(self.W_E.shape[1])
         for index in range(layer + mlp_input):
             block = cast(Block, self.blocks[index])

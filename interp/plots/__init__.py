@@ -3,20 +3,23 @@
 from plotly.graph_objects import Figure
 
 from interp.analysis.result import Result
-from interp.plots import curves, heatmaps
+from interp.plots import attention, curves, heatmaps
+from interp.plots.attention import AttentionView
 
-__all__ = ["Figure", "figure"]
+__all__ = ["AttentionView", "Figure", "figure"]
 
 
-def figure(result: Result) -> Figure:
+def figure(result: Result) -> Figure | AttentionView:
     """The figure that suits a result's axes; `Result.plot()` is this function.
 
-    A curve over "position", bars of each "measure", else a heatmap of "head".
+    A view of each "head" by "query" and "key", a curve over "position", bars of each "measure",
+    else a heatmap of "head".
 
     Raises:
         ValueError: the result has none of these axes.
     """
     for axis, draw in (
+        ("query", attention.of),
         ("position", curves.curve),
         ("measure", curves.measures),
         ("head", heatmaps.heads),

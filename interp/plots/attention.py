@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float64
 
+from interp.analysis.result import Result
 from interp.plots import style
 
 
@@ -82,6 +83,23 @@ def view(tokens: Sequence[str], pattern: npt.ArrayLike, head_names: Sequence[str
     if not (low >= 0 and high <= 1 + 1e-3 and math.isfinite(high)):
         raise ValueError(f"attention must lie between 0 and 1; this pattern has {low} to {high}")
     return AttentionView(tuple(tokens), tuple(head_names), array)
+
+
+def of(result: Result) -> AttentionView:
+    """The view of a result over "head", "query" and "key", with the words in its provenance.
+
+    The first head of the result is shown large: `result.sel(head=[...])` chooses and orders them.
+
+    Raises:
+        ValueError: the result has other axes.
+    """
+    if result.axes != ("head", "query", "key"):
+        raise ValueError(
+            f"{result.name} has axes {result.axes}; an attention view needs head, query and key: "
+            "choose several heads with sel(head=[...])"
+        )
+    words = result.provenance.get("words", result.labels["query"])
+    return view([str(word) for word in words], result.values, [*map(str, result.labels["head"])])
 
 
 def bundle() -> str:

@@ -30,7 +30,8 @@ class QKV(nn.Module):
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
         scores = self.W_Q(x) @ self.W_K(x).transpose(1, 2) / D_MODEL**0.5
-        return scores.masked_fill(hidden, float("-inf")).softmax(-1) @ self.W_V(x)
+        pattern = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        return pattern.nan_to_num(0.0) @ self.W_V(x)  # a query that sees no key reads nothing
 
 
 class Network(nn.Module):
@@ -206,7 +207,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "a bias too many": (
         "attn-attn",
         {"qkv1__W_Q__bias": torch.zeros(6)},
-        "key 'qkv1.W_Q.bias' has no place in it; did you mean",
+        "key 'qkv1.W_Q.bias' has no place in it",
     ),
     "kernel of five": (
         "conv-attn",
@@ -226,12 +227,17 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "half a mask that leaks": (
         "conv-attn",
         {"filter_mask": torch.stack([torch.tensor([1.0, 1, 0]), torch.ones(3)])[:, None]},
-        "filter_mask .* or the future leaks",
+        r"filter_mask is \[1.0, 1.0, 1.0\], .* or the future leaks",
     ),
     "a mask of another length": (
         "conv-attn",
         {"filter_mask": torch.ones(4)},
         r"filter_mask has shape \(4,\)",
+    ),
+    "a mask without a convolution": (
+        "attn-attn",
+        {"filter_mask": torch.tensor([1.0, 1.0, 0.0])},
+        "key 'filter_mask' has no place in it",
     ),
     "the other network": ("attn-attn", {}, "key 'conv.weight' is missing"),
 }

@@ -1,0 +1,1 @@
+"""What the benchmarks compare with: the same model elsewhere, timed in turns."""

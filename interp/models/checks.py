@@ -1,0 +1,42 @@
+"""What a config may hold: checks whose messages name the value and the bound."""
+
+import math
+from typing import Any, get_args
+
+
+def require(condition: bool, message: str) -> None:
+    """Refuse with this message unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def require_positive(owner: str, **sizes: int) -> None:
+    """Each is a whole number of at least 1."""
+    for name, value in sizes.items():
+        require(
+            isinstance(value, int) and not isinstance(value, bool) and value >= 1,
+            f"{owner}: {name} is {value!r}, but it must be a whole number of at least 1",
+        )
+
+
+def require_flags(owner: str, **flags: bool) -> None:
+    """Each is true or false, and nothing that Python would take for it."""
+    for name, value in flags.items():
+        require(
+            isinstance(value, bool), f"{owner}: {name} is {value!r}, but it must be true or false"
+        )
+
+
+def require_numbers(owner: str, **numbers: float) -> None:
+    """Each is a finite number."""
+    for name, value in numbers.items():
+        require(
+            isinstance(value, int | float) and math.isfinite(value),
+            f"{owner}: {name} is {value!r}, but it must be a finite number",
+        )
+
+
+def require_choice(owner: str, name: str, value: str, kind: Any) -> None:
+    """The value is one of a Literal's."""
+    choices = get_args(kind)
+    require(value in choices, f"{owner}: {name} is {value!r}; choose one of {', '.join(choices)}")
