@@ -1,6 +1,6 @@
 """What do head scores cost? Against TransformerLens with only its patterns cached, same weights.
 
-    OMP_NUM_THREADS=1 python benchmarks/scores.py
+    python benchmarks/scores.py
 
 TransformerLens is called in both ways: with all sequences in one `run_with_cache`, as one would
 write it, and with one sequence at a time, which is faster where the patterns outgrow the caches.
@@ -27,6 +27,7 @@ SETTINGS = ((50, 40), (256, 16), (1024, 4))
 
 @torch.no_grad()
 def main() -> None:
+    torch.set_num_threads(1)  # a core is a core, on every machine
     model = HookedAttnAttn(
         d_vocab=D_VOCAB, d_model=512, n_heads=8, n_ctx=2049, unembed_bias=False
     ).eval()

@@ -3,7 +3,6 @@
 A process of its own, because the most that a process ever held never goes down again.
 """
 
-import resource
 from pathlib import Path
 
 from interp.analysis import head_scores
@@ -12,22 +11,18 @@ from interp.models import HookedAttnAttn
 N = 8_192
 
 
-def held() -> float:
-    """MB that the process holds now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 1e6
-
-
-def most() -> float:
-    """MB that the process ever held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+def megabytes(field: str) -> float:
+    """VmRSS is what the process holds now, VmHWM the most that it ever held."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e6
 
 
 def main() -> None:
     model = HookedAttnAttn(d_vocab=10_000, d_model=512, n_heads=8, n_ctx=2 * N + 1)
-    before = held()
+    before = megabytes("VmRSS")
     head_scores(model, n=N, n_sequences=1)
-    print(f"T = {2 * N + 1:,}: head scores took {most() - before:,.0f} MB beyond the model")
+    more = megabytes("VmHWM") - before
+    print(f"T = {2 * N + 1:,}: head scores took {more:,.0f} MB beyond the model")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ read. A name is looked up among the bundled checkpoints, then as a directory, th
 import json
 from importlib import resources
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -26,6 +27,7 @@ from interp.models.hooks import nearest
 
 CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+DOWNLOAD_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
 def bundled() -> dict[str, Path]:
@@ -55,6 +57,26 @@ class HubMixin(PyTorchModelHubMixin, library_name="interp", tags=["mechanistic-i
         HookedSequenceModel.__init__(cast(Any, model), config, seed=seed, tokenizer=tokenizer)
         return model
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write config, weights, tokenizer and, where there is none yet, a model card.
+
+        Everything is written aside and then moved in: a save that fails half-way leaves the model
+        that was there before. `options` are huggingface_hub's, `push_to_hub` among them.
+        """
+        directory = Path(save_directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        options["repo_id"] = options.get("repo_id") or directory.name
+        with TemporaryDirectory(dir=directory, prefix=".unfinished-") as aside:
+            url = super().save_pretrained(aside, **options)
+            if (directory / CARD).exists():  # somebody may have written it
+                (Path(aside) / CARD).unlink()
+            for path in sorted(Path(aside).iterdir(), key=lambda path: path.name == CONFIG):
+                path.replace(directory / path.name)
+        if self.tokenizer is None:  # one that another model left would be read as this one's
+            for name in (TOKENIZER, TOKENIZER_CONFIG):
+                (directory / name).unlink(missing_ok=True)
+        return url
+
     def _save_pretrained(self, save_directory: Path) -> None:
         config = {"architecture": type(self).__name__, **self.config.to_dict()}
         (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
@@ -68,9 +90,7 @@ class HubMixin(PyTorchModelHubMixin, library_name="interp", tags=["mechanistic-i
 
         A recipe's card says how it was trained, too.
         """
-        data = ModelCardData(
-            library_name="interp", license="mit", tags=["mechanistic-interpretability"]
-        )
+        data = ModelCardData(library_name="interp", tags=["mechanistic-interpretability"])
         layers = "\n".join(f"- layer {i}: `{layer}`" for i, layer in enumerate(self.config.layers))
         size = sum(parameter.numel() for parameter in cast(Any, self).parameters())
         text = (
@@ -104,7 +124,13 @@ class HubMixin(PyTorchModelHubMixin, library_name="interp", tags=["mechanistic-i
             FileNotFoundError: no such name, or a directory that lacks a file.
             ValueError: a file that is corrupt, truncated, foreign or pickled, or weights that are
                 not this config's; the message names the file or the weight.
+            TypeError: an option that is none of these.
         """
+        if unknown := sorted(set(download) - set(DOWNLOAD_OPTIONS)):
+            raise TypeError(
+                f"from_pretrained has no option {unknown[0]!r}; besides device and dtype it takes "
+                f"{', '.join(DOWNLOAD_OPTIONS)}"
+            )
         source = str(pretrained_model_name_or_path)
         files = _find_files(source, download)
         architecture, config = _read_config(files[CONFIG])
@@ -128,15 +154,15 @@ class HubMixin(PyTorchModelHubMixin, library_name="interp", tags=["mechanistic-i
 
 def check_state(state: dict[str, Tensor], expected: dict[str, Tensor], source: str) -> None:
     """Refuse weights that are missing, surplus or misshapen, naming the first."""
+    surplus = [name for name in state if name not in expected]
     for name in expected:
         if name not in state:
-            raise ValueError(f"{source}: weight {name!r} is missing{nearest(name, state)}")
-    for name in state:
-        if name not in expected:
-            raise ValueError(
-                f"{source}: weight {name!r} has no place in this model{nearest(name, expected)}"
-            )
+            raise ValueError(f"{source}: weight {name!r} is missing{nearest(name, surplus)}")
+    if surplus:
+        raise ValueError(f"{source}: weight {surplus[0]!r} has no place in this model")
     for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{source}: weight {name!r} is {tensor.dtype}, but must be floating")
         if tensor.shape != expected[name].shape:
             raise ValueError(
                 f"{source}: weight {name!r} has shape {tuple(tensor.shape)}, but the config asks "
@@ -161,6 +187,8 @@ def _find_files(source: str, download: dict[str, Any]) -> dict[str, Path]:
         try:
             files[name] = Path(hf_hub_download(source, name, **download))
         except LocalEntryNotFoundError as error:
+            if name not in (CONFIG, WEIGHTS):
+                continue  # offline, and this optional file was not there when the rest was cached
             raise FileNotFoundError(
                 f"{source!r} is no bundled checkpoint and no directory, and the hub cannot be "
                 f"reached; {names}"
@@ -195,20 +223,26 @@ def _read_config(path: Path) -> tuple[str, ModelConfig]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(data, dict) or "architecture" not in data:
+    if not isinstance(data, dict) or not isinstance(data.get("architecture"), str):
         raise ValueError(f"{path} is not an interp config: it names no architecture")
-    return data.pop("architecture"), ModelConfig.from_dict(data)
+    architecture = data.pop("architecture")
+    try:
+        return architecture, ModelConfig.from_dict(data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    head = path.open("rb").read(2)
-    if head in (b"PK", b"\x80\x02", b"\x80\x04"):
-        raise ValueError(
-            f"{path} is a pickle under another name; pickle is never read, since it can run code"
-        )
     try:
         return load_file(path)
     except SafetensorError as error:
+        with path.open("rb") as file:
+            head = file.read(2)
+        if head == b"PK" or head[:1] == b"\x80":
+            raise ValueError(
+                f"{path} is a pickle under another name; pickle is never read, since it can run "
+                "code"
+            ) from error
         raise ValueError(
             f"{path} is corrupt or truncated ({error}); download or save it again"
         ) from error

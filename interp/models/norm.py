@@ -13,8 +13,9 @@ from interp.models.shapes import Stream
 class Norm(nn.Module):
     """x / scale, times a gain w, plus an offset b; LayerNorm subtracts the mean first.
 
-    `hook_scale [batch pos 1]` is what the stream is divided by, `hook_normalized` the output.
-    RMSNorm has no offset. Without `affine` there is neither gain nor offset.
+    `hook_scale [batch pos 1]` is what the stream is divided by, and `hook_normalized` the quotient,
+    before gain and offset, as in TransformerLens 4. Both are built only when listened to. RMSNorm
+    has no offset. Without `affine` there is neither gain nor offset.
     """
 
     w: Tensor | None
@@ -33,11 +34,11 @@ class Norm(nn.Module):
 
     def forward(self, x: Stream) -> Stream:
         """The normalised stream."""
-        if self.hook_scale.is_listened_to():
-            return self.hook_normalized(self._spelled_out(x))
+        if self.hook_scale.is_listened_to() or self.hook_normalized.is_listened_to():
+            return self._spelled_out(x)
         if self.centered:
-            return self.hook_normalized(F.layer_norm(x, (self.d_model,), self.w, self.b, self.eps))
-        return self.hook_normalized(F.rms_norm(x, (self.d_model,), self.w, self.eps))
+            return F.layer_norm(x, (self.d_model,), self.w, self.b, self.eps)
+        return F.rms_norm(x, (self.d_model,), self.w, self.eps)
 
     def _spelled_out(self, x: Stream) -> Stream:
         # The kernels compute 16-bit inputs in float32; so does this, or the two paths would differ.
@@ -45,7 +46,7 @@ class Norm(nn.Module):
         if self.centered:
             wide = wide - wide.mean(-1, keepdim=True)
         scale = self.hook_scale((wide.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
-        normalized = wide / scale
+        normalized = self.hook_normalized(wide / scale)
         if self.w is not None:
             normalized = normalized * self.w
         if self.b is not None:

@@ -129,15 +129,15 @@ class HookedSequenceModel(HubMixin, TextMixin, WeightsMixin, HookedRootModule):
             tokens, padding = self._encode(tokens)
             attention_mask = padding if attention_mask is None else attention_mask
         self._check_tokens(tokens, needs_target=return_type != "logits")
-        device = self.embed.W_E.device
+        tokens = tokens.to(self.embed.W_E.device, torch.long)
         if attention_mask is None:
-            return tokens.to(device), None
+            return tokens, None
         if attention_mask.shape != tokens.shape:
             raise ValueError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}, but tokens have "
                 f"{tuple(tokens.shape)}; give one mask entry per token"
             )
-        return tokens.to(device), attention_mask.to(device).bool()
+        return tokens, attention_mask.to(tokens.device).bool()
 
     def _check_tokens(self, tokens: Tensor, needs_target: bool) -> None:
         if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:

@@ -92,7 +92,7 @@ class TextMixin(nn.Module):
         top_p: float | None = None,
         seed: int = 0,
         stop_at_eos: bool = True,
-    ) -> str | Tokens:
+    ) -> str | Int[Tensor, "batch _"]:
         """The prompt continued: text for text, without special tokens; tokens for tokens.
 
         Args:

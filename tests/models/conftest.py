@@ -1,6 +1,7 @@
 """Fixtures of the model tests: the zoo, one model at a time."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -21,3 +22,10 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A directory with a saved conv-attn and nothing else."""
+    zoo.build("conv-attn: as it comes").save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"

@@ -13,7 +13,10 @@ from interp.models import HookedSequenceModel
 from interp.models.kernels import Visibility
 from tests.models import zoo
 
-pytestmark = pytest.mark.usefixtures("unchecked", "readable_by_dynamo")
+pytestmark = [
+    pytest.mark.usefixtures("unchecked", "readable_by_dynamo"),
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),  # PyTorch's own
+]
 
 TRACED = {
     "conv-attn: as it comes": "blocks.0.conv.hook_lags",

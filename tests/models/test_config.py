@@ -19,6 +19,7 @@ def config(*layers: Any, **options: Any) -> ModelConfig:
     return ModelConfig(**(SIZES | {"layers": layers or (HEAD,)} | options))
 
 
+@zoo.beartype_may_draw
 @given(zoo.configs())
 def test_json_both_ways(config: ModelConfig) -> None:
     text = config.to_json()

@@ -235,6 +235,7 @@ def test_dropout_is_at_work_in_training_only() -> None:
         assert (runs[0] - runs[1]).abs().max() > 1e-3
 
 
+@zoo.beartype_may_draw
 @settings(max_examples=60)
 @given(zoo.configs())
 def test_any_config_keeps_the_contract(config: ModelConfig) -> None:

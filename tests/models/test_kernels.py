@@ -22,9 +22,7 @@ def heads(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
 
 def qkv(n: int = 7, d_v: int = 5, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
     widths = (5, 5, d_v)
-    return tuple(
-        heads(3, 2, n, width, dtype=dtype, seed=seed) for seed, width in enumerate(widths)
-    )
+    return tuple(heads(3, 2, n, width, dtype=dtype, seed=seed) for seed, width in enumerate(widths))
 
 
 def brute_force(
@@ -128,6 +126,18 @@ def test_where_chunks_end_does_not_matter(n: int, chunk: int, causal: bool, mask
     parts = kernels.chunked(q, k, v, visibility, 0.3, chunk=chunk)
     for one, other in zip(whole, parts, strict=True):
         assert_close(one, other, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("chunk", [1, 3, 7, 64])
+def test_the_log_sum_exp_alone(dtype: torch.dtype, chunk: int) -> None:
+    q, k, v = qkv(dtype=dtype)
+    for causal in (True, False):
+        _, expected = brute_force(q, k, v, Visibility(causal), 0.6)
+        got = kernels.log_sum_exp(q, k, causal, 0.6, chunk=chunk)
+        # 16-bit scores are summed in float32, as the fused kernels do.
+        assert got.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
+        assert_close(got.double(), expected, rtol=0, atol=TOLERANCE[dtype])
 
 
 def test_a_score_and_the_log_sum_exp_give_a_probability() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from interp.models import Attention, Conv, HookedSequenceModel
+from interp.models import Attention, Conv
 from interp.models.attention import smear_keys
 from interp.models.config import Conv as ConvSpec
 from interp.models.conv import CausalConv
@@ -128,5 +128,3 @@ def test_a_mask_of_another_shape_is_refused(unchecked: None) -> None:
     model = zoo.build("attn: as it comes")
     with pytest.raises(ValueError, match=r"mask has shape \(3, 7\), but tokens have \(3, 8\)"):
         model(zoo.tokens(), attention_mask=torch.ones(3, 7))
-
-

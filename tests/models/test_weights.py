@@ -67,7 +67,7 @@ def test_circuits_are_the_explicit_products() -> None:
 
 
 def test_circuits_are_what_the_heads_do() -> None:
-    # Without biases, norms and positions: a score is x_q QK x_kᵀ / √d_head, and a head writes A x OV.
+    # With nothing else in the way a score is x_q QK x_kᵀ / √d_head, and a head writes A x OV.
     spec = Attention(n_heads=3, d_head=4, bias=False)
     model = zoo.from_config(config(spec, positions="none", norm="none"))
     _, cache = model.run_with_cache(zoo.tokens())

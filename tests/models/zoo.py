@@ -6,8 +6,10 @@ belongs here first: the whole contract then holds it.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -93,7 +95,9 @@ CONFIGS: dict[str, ModelConfig] = {
         norm="none",
         residual=False,
     ),
-    "post": config(Conv(mlp=MLP(16)), Attention(n_heads=3, d_head=4, mlp=MLP(16)), norm_place="post"),
+    "post": config(
+        Conv(mlp=MLP(16)), Attention(n_heads=3, d_head=4, mlp=MLP(16)), norm_place="post"
+    ),
     "post, rms": config(Conv(), SMEARED, norm="rms", norm_place="post"),
     # MLPs and the ends.
     "relu": config(Attention(n_heads=3, d_head=4, mlp=MLP(16, "relu"))),
@@ -198,13 +202,16 @@ def listening(model: HookedSequenceModel) -> dict[str, Any]:
     return {"fwd_hooks": [(lambda name: True, lambda activation, hook: activation)]}
 
 
+def files(directory: Path) -> set[str]:
+    """The names of what lies in a directory."""
+    return {path.name for path in directory.iterdir()}
+
+
 def _layers(config_kind: str, width: int) -> st.SearchStrategy[Conv | Attention]:
     mlps = st.none() | st.builds(
         MLP, st.integers(1, 9), st.sampled_from(["relu", "gelu", "gelu_new", "silu"])
     )
-    conv = st.builds(
-        Conv, st.integers(1, 4), st.booleans(), st.booleans(), st.booleans(), mlps
-    )
+    conv = st.builds(Conv, st.integers(1, 4), st.booleans(), st.booleans(), st.booleans(), mlps)
     even = config_kind == "rotary"
     heads = st.builds(
         Attention,
@@ -221,6 +228,10 @@ def _layers(config_kind: str, width: int) -> st.SearchStrategy[Conv | Attention]
     if even and width % 2:
         return conv | heads
     return conv | heads | square
+
+
+# The tests' type checks draw at random which layer of a tuple they look at.
+beartype_may_draw = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
 
 @st.composite
