@@ -181,6 +181,10 @@ def _find_files(source: str, download: dict[str, Any]) -> dict[str, Path]:
             f"{source!r} is no bundled checkpoint and no directory{nearest(source, bundled())}; "
             f"the bundled checkpoints are {', '.join(bundled()) or 'none'}"
         )
+    return _download(source, download)
+
+
+def _download(source: str, download: dict[str, Any]) -> dict[str, Path]:
     names = f"the bundled checkpoints are {', '.join(bundled()) or 'none'}"
     files = {}
     for name in (CONFIG, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG):

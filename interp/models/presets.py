@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack, cast
 
 from torch import Tensor
@@ -224,14 +225,14 @@ class HookedGPT(_Preset):
         self._build((head,) * n_layers, options, d_vocab=d_vocab, d_model=d_model, n_ctx=n_ctx)
 
 
-def load(name: str, **kwargs: Any) -> HookedSequenceModel:
+def load(name: str | Path, **kwargs: Any) -> HookedSequenceModel:
     """A saved model as the class it was saved from, whatever it is.
 
     Args:
         name: a bundled checkpoint (see `available`), a directory, or a hub repository, looked up in
             this order.
         kwargs: `device`, `dtype`, and the hub's `revision`, `token`, `cache_dir`,
-            `local_files_only`.
+            `local_files_only`, `force_download`.
     """
     return HookedSequenceModel.from_pretrained(name, **kwargs)
 

@@ -1,6 +1,7 @@
 """A compiled model computes what the eager one does, and never skips a hook in silence."""
 
 import inspect
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -98,6 +99,7 @@ def test_gradients_flow_through_the_compiled_model(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("c++"), reason="inductor needs a C++ compiler")
 def test_the_default_compiler_agrees_hooked_or_not() -> None:
     model = zoo.build("conv-attn: as it comes", torch.float32)
     quick, tokens = compiled(model, "inductor"), zoo.tokens()

@@ -88,7 +88,7 @@ def test_saved_and_loaded_it_is_the_same(
     request: pytest.FixtureRequest, tmp_path: Path, dtype: torch.dtype, model: HookedSequenceModel
 ) -> None:
     model.to(dtype).save_pretrained(tmp_path)
-    loaded = interp.load(str(tmp_path))
+    loaded = interp.load(tmp_path)
     assert type(loaded) is type(model)
     assert loaded.config == model.config
     assert not loaded.training

@@ -34,13 +34,13 @@ def test_a_pickle_is_never_read_under_any_name(saved: Path, new_format: bool) ->
         _use_new_zipfile_serialization=new_format,
     )
     with pytest.raises(ValueError, match=r"model.safetensors is a pickle under another name"):
-        interp.load(str(saved))
+        interp.load(saved)
     assert not mark.exists()
     (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
     with pytest.raises(
         FileNotFoundError, match=r"no model.safetensors \(pytorch_model.bin is a pickle, which is"
     ):
-        interp.load(str(saved))
+        interp.load(saved)
     assert not mark.exists()
 
 
@@ -59,7 +59,7 @@ def test_a_header_as_long_as_a_pickles_first_bytes_is_no_pickle(saved: Path, hea
 
     assert header_length(header - header_length(0)) == header
     assert path.read_bytes()[:2] == header.to_bytes(2, "little")
-    assert torch.equal(interp.load(str(saved)).W_E, weights["embed.W_E"])
+    assert torch.equal(interp.load(saved).W_E, weights["embed.W_E"])
 
 
 def spoil(path: Path, change: Callable[[bytes], bytes]) -> None:
@@ -81,7 +81,7 @@ def spoil(path: Path, change: Callable[[bytes], bytes]) -> None:
 def test_corrupt_weights_are_refused(saved: Path, change: Callable[[bytes], bytes]) -> None:
     spoil(saved / "model.safetensors", change)
     with pytest.raises(ValueError, match=r"model.safetensors is corrupt or truncated \("):
-        interp.load(str(saved))
+        interp.load(saved)
 
 
 def with_weights(directory: Path, **changes: Tensor | None) -> None:
@@ -115,7 +115,7 @@ def test_weights_that_are_not_the_configs_are_named(
 ) -> None:
     with_weights(saved, **changes)
     with pytest.raises(ValueError, match=f"saved: {message}"):
-        interp.load(str(saved))
+        interp.load(saved)
 
 
 def config_of(directory: Path) -> dict[str, Any]:
@@ -162,29 +162,29 @@ def test_a_config_that_is_not_ours_is_refused(saved: Path, name: str) -> None:
     else:
         (saved / "config.json").write_text(json.dumps(change(config_of(saved))))
     with pytest.raises(ValueError, match=message):
-        interp.load(str(saved))
+        interp.load(saved)
 
 
 def test_a_broken_tokenizer_is_refused(saved: Path) -> None:
     (saved / "tokenizer.json").write_text('{"version": "1.0"')
     with pytest.raises(ValueError, match=r"tokenizer.json cannot be read as a tokenizer"):
-        interp.load(str(saved))
+        interp.load(saved)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_missing_file_is_named(saved: Path, name: str) -> None:
     (saved / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"saved holds no {name}; save with"):
-        interp.load(str(saved))
+        interp.load(saved)
 
 
 def test_a_file_is_no_directory(saved: Path) -> None:
     with pytest.raises(ValueError, match="is a file; give the directory that save_pretrained"):
-        interp.load(str(saved / "config.json"))
+        interp.load(saved / "config.json")
 
 
 def test_an_unknown_option_is_refused(saved: Path) -> None:
     with pytest.raises(
         TypeError, match="no option 'devcie'; besides device and dtype it takes rev"
     ):
-        interp.load(str(saved), devcie="cuda")
+        interp.load(saved, devcie="cuda")

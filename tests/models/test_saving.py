@@ -42,7 +42,7 @@ def test_the_tokenizer_travels_with_the_model(tmp_path: Path) -> None:
     model = HookedConvAttn(d_vocab=9, d_model=12, n_heads=3, n_ctx=8, tokenizer=tokenizer())
     model.save_pretrained(tmp_path)
     assert {"tokenizer.json", "tokenizer_config.json"} <= files(tmp_path)
-    loaded = interp.load(str(tmp_path))
+    loaded = interp.load(tmp_path)
     assert loaded.to_tokens(["the cat", "mat"]).tolist() == [[0, 3, 4], [0, 7, 2]]
     assert loaded.tokenizer.eos_token == "</s>"
     assert_close(loaded("the cat"), model.eval()("the cat"), rtol=0, atol=0)
@@ -58,8 +58,8 @@ def test_the_class_decides_what_it_loads(saved: Path) -> None:
 
 
 def test_what_is_loaded_can_be_cast_and_remembers_its_name(saved: Path) -> None:
-    assert interp.load(str(saved)).W_E.dtype == torch.float64
-    model = interp.load(str(saved), dtype=torch.bfloat16, device="cpu")
+    assert interp.load(saved).W_E.dtype == torch.float64
+    model = interp.load(saved, dtype=torch.bfloat16, device="cpu")
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
     assert model.loaded_from == "saved"
     assert zoo.build(KIND).loaded_from is None
@@ -68,7 +68,7 @@ def test_what_is_loaded_can_be_cast_and_remembers_its_name(saved: Path) -> None:
 def test_a_preset_saved_with_other_options_loads_as_it_was(tmp_path: Path) -> None:
     model = zoo.build("gpt: shortformer").fold_norms()
     model.save_pretrained(tmp_path)
-    loaded = interp.load(str(tmp_path))
+    loaded = interp.load(tmp_path)
     assert loaded.config == model.config
     assert_close(loaded(zoo.tokens()), model(zoo.tokens()), rtol=0, atol=0)
 
@@ -80,7 +80,7 @@ def test_saving_again_replaces_the_model_and_keeps_the_card(saved: Path) -> None
     other.save_pretrained(saved)
     assert files(saved) == {"config.json", "model.safetensors", "README.md", "notes.txt"}
     assert (saved / "README.md").read_text() == "written by hand"
-    loaded = interp.load(str(saved))
+    loaded = interp.load(saved)
     assert type(loaded) is HookedAttnAttn
     assert_close(loaded(zoo.tokens()), other(zoo.tokens()), rtol=0, atol=0)
 
@@ -89,7 +89,7 @@ def test_a_tokenizer_that_another_model_left_is_not_taken_for_ours(tmp_path: Pat
     sizes: dict[str, Any] = {"d_vocab": 9, "d_model": 12, "n_heads": 3, "n_ctx": 8}
     HookedAttn(**sizes, tokenizer=tokenizer()).save_pretrained(tmp_path)
     HookedAttn(**sizes).save_pretrained(tmp_path)
-    assert interp.load(str(tmp_path)).tokenizer is None
+    assert interp.load(tmp_path).tokenizer is None
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
@@ -97,7 +97,7 @@ def test_a_tokenizer_that_another_model_left_is_not_taken_for_ours(tmp_path: Pat
 def test_a_save_that_fails_half_way_leaves_the_old_model(
     monkeypatch: pytest.MonkeyPatch, saved: Path, at: str, error: type[BaseException]
 ) -> None:
-    before = interp.load(str(saved))
+    before = interp.load(saved)
     words = tokenizer()
     model = HookedAttn(d_vocab=9, d_model=12, n_heads=3, n_ctx=8, tokenizer=words)
 
@@ -114,7 +114,7 @@ def test_a_save_that_fails_half_way_leaves_the_old_model(
         with pytest.raises(error):
             model.save_pretrained(saved)
     assert files(saved) == {"config.json", "model.safetensors", "README.md"}
-    after = interp.load(str(saved))
+    after = interp.load(saved)
     assert type(after) is HookedConvAttn
     assert_close(after(zoo.tokens()), before(zoo.tokens()), rtol=0, atol=0)
 
@@ -127,4 +127,4 @@ def test_a_file_in_the_way_is_an_error(tmp_path: Path) -> None:
 
 def test_directories_are_made(tmp_path: Path) -> None:
     zoo.build(KIND).save_pretrained(tmp_path / "a" / "b")
-    assert interp.load(str(tmp_path / "a" / "b")).config == zoo.build(KIND).config
+    assert interp.load(tmp_path / "a" / "b").config == zoo.build(KIND).config
