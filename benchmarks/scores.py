@@ -41,8 +41,9 @@ def main() -> None:
 @torch.no_grad()
 def compare(d_vocab: int) -> None:
     """Time both on one model, and show the table."""
-    sizes = {"d_vocab": d_vocab, "d_model": 512, "n_heads": 8, "n_ctx": 2049}
-    model = HookedAttnAttn(**sizes, unembed_bias=False).eval()
+    model = HookedAttnAttn(
+        d_vocab=d_vocab, d_model=512, n_heads=8, n_ctx=2049, unembed_bias=False
+    ).eval()
     native = native_twin(model)
     rows = []
     for n, n_sequences in SETTINGS:
