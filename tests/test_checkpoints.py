@@ -1,6 +1,7 @@
 """The reference models are what their cards say."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,9 @@ def test_each_is_small(directory: Path):
 
 def test_no_path_of_a_machine_ships(directory: Path):
     for file in directory.iterdir():
-        assert not any(
-            mark in file.read_bytes() for mark in (b"/home/", b"/tmp/", b"/work/", b"/root/")
-        )
+        if file.suffix != ".safetensors":  # weights may hold any bytes
+            text = file.read_text(encoding="utf-8")
+            assert not re.search(r"(?<![\w./])/(home|root|tmp|usr|Users)/", text)
 
 
 def test_an_induction_head_formed_on_text_alone(name: str):
