@@ -1,6 +1,7 @@
 """Tokens into the stream, positions, and the stream back into logits."""
 
 import math
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,14 @@ class SinusoidalPositions(nn.Module):
 
     def __init__(self, n_ctx: int, d_model: int):
         super().__init__()
-        self.register_buffer("W_pos", sinusoids(n_ctx, d_model), persistent=False)
+        table = sinusoids(n_ctx, d_model).to(torch.get_default_dtype())
+        self.register_buffer("W_pos", table, persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        # A table that was rounded once would not be exact in a wider dtype.
+        self.W_pos = sinusoids(*self.W_pos.shape).to(self.W_pos)
+        return self
 
     def forward(self, n_pos: int) -> Positions:
         """The first rows of W_pos."""
@@ -49,11 +57,11 @@ class SinusoidalPositions(nn.Module):
 
 
 def sinusoids(n_ctx: int, d_model: int) -> Positions:
-    """sin(t / 10000^(2i/d)) in the even channels, the cosine in the odd ones."""
+    """sin(t / 10000^(2i/d)) in the even channels, the cosine in the odd ones; in float64."""
     channel = torch.arange(0, d_model, 2, dtype=torch.float64)
     rate = torch.exp(-math.log(10_000.0) * channel / d_model)
     angle = torch.arange(n_ctx, dtype=torch.float64)[:, None] * rate
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).to(torch.get_default_dtype())
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
 
 
 class Unembed(nn.Module):

@@ -70,7 +70,7 @@ class HubMixin(PyTorchModelHubMixin, library_name="interp", tags=["mechanistic-i
             url = super().save_pretrained(aside, **options)
             if (directory / CARD).exists():  # somebody may have written it
                 (Path(aside) / CARD).unlink()
-            for path in sorted(Path(aside).iterdir(), key=lambda path: path.name == CONFIG):
+            for path in list(Path(aside).iterdir()):
                 path.replace(directory / path.name)
         if self.tokenizer is None:  # one that another model left would be read as this one's
             for name in (TOKENIZER, TOKENIZER_CONFIG):

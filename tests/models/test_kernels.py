@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from interp.models import kernels
+from interp.models.attention import Attention as AttentionLayer
+from interp.models.config import Attention as AttentionSpec
 from interp.models.kernels import Visibility
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}
@@ -161,6 +163,7 @@ def test_dropout_keeps_the_expected_output() -> None:
     q, k, v = qkv(dtype=torch.float32)
     visibility = Visibility(True)
     with torch.random.fork_rng():
+        torch.manual_seed(0)
         runs = torch.stack([kernels.fused(q, k, v, visibility, 0.3, 0.5) for _ in range(3000)])
     expected = kernels.fused(q, k, v, visibility, 0.3)
     assert runs.std(0).max() > 0.1
@@ -177,3 +180,21 @@ def test_the_mask_says_who_sees_whom() -> None:
     everywhere = Visibility(False, keys).mask(3, device)
     assert everywhere is not None
     assert everywhere.int().tolist() == [[[[1, 0, 1]] * 3]]
+
+
+@pytest.mark.parametrize("listened_to", [False, True])
+def test_a_layers_dropout_keeps_the_expected_output_on_either_path(listened_to: bool) -> None:
+    attn = AttentionLayer(6, AttentionSpec(n_heads=2, d_head=3), dropout=0.5)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in attn.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator))
+    if listened_to:
+        attn.hook_pattern.add_hook(lambda pattern, hook: None)
+    x = torch.randn(1, 4, 6, generator=generator)
+    expected = attn.eval()(x)[0]
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        runs = attn.train()(x.expand(4000, -1, -1))
+    assert runs.std(0).min() > 0.1
+    assert ((runs.mean(0) - expected) / runs.std(0)).abs().max() < 5 / 4000**0.5
