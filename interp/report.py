@@ -117,12 +117,15 @@ def write_report(
 
     Raises:
         FileNotFoundError: there is no such model, or no directory to write the page to.
+        IsADirectoryError: the page would take the place of a directory.
     """
     path = Path(path)
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(
             f"{path}: there is no directory {path.parent} to write the page to; make it first"
         )
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory; give the name of a file to write in it")
     model = load(str(model)) if isinstance(model, str | Path) else model
     seen = view(model)
     n = copy_length(seen.n_ctx)

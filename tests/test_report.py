@@ -40,3 +40,8 @@ def test_a_planted_result_is_named_in_words(tmp_path: Path):
 def test_a_missing_directory_is_refused_before_any_work(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="there is no directory"):
         interp.write_report("no model at all", tmp_path / "no" / "page.html")
+
+
+def test_a_directory_is_no_page(tmp_path: Path):
+    with pytest.raises(IsADirectoryError, match="give the name of a file"):
+        interp.write_report("no model at all", tmp_path)

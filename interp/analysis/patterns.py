@@ -25,7 +25,7 @@ def attention_pattern(model: Any, tokens: Tokens, layer: int) -> Result:
         `plot()` is a view to click through.
 
     Raises:
-        ValueError: several or too long sequences, or a layer without heads.
+        ValueError: several or too long sequences, a layer without heads, or a weight that is NaN.
 
     >>> from interp.models import HookedAttn
     >>> model = HookedAttn(d_vocab=100, d_model=32, n_heads=2, n_ctx=16)
@@ -45,6 +45,7 @@ def attention_pattern(model: Any, tokens: Tokens, layer: int) -> Result:
         raise ValueError(
             f"layer {layer} has no heads; the layers that have are {tuple(seen.heads)}"
         )
+    seen.check_finite()
     pattern = np.zeros((seen.heads[layer], n_pos, n_pos))
     visible = torch.ones(n_pos, n_pos).tril() if seen.causal(layer) else torch.ones(n_pos, n_pos)
     queries, keys = visible.nonzero(as_tuple=True)

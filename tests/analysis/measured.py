@@ -53,3 +53,13 @@ def mean_of(
         for head in range(attention.shape[1]):
             total[sequence, head] += attention[sequence, head, query, key]
     return total / divisor
+
+
+def never_run(model: HookedSequenceModel) -> HookedSequenceModel:
+    """The model, failing the test if anything runs it: a refusal comes before any work."""
+
+    def run(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a forward pass before the refusal")
+
+    model.forward = run
+    return model

@@ -213,14 +213,6 @@ def test_a_model_without_heads_still_has_losses():
 # ------------------------------------------------------------------------------------- refusals
 
 
-def never_run(model):
-    def run(*args, **kwargs):
-        raise AssertionError("a forward pass before the refusal")
-
-    model.forward = run
-    return model
-
-
 @pytest.mark.parametrize(
     ("positions", "message"),
     [
@@ -232,7 +224,9 @@ def never_run(model):
 )
 def test_positions_outside_the_sequence_are_refused(positions, message):
     with pytest.raises(ValueError, match=message):
-        in_context_learning_score(never_run(measured.build("conv-attn")), text(), **positions)
+        in_context_learning_score(
+            measured.never_run(measured.build("conv-attn")), text(), **positions
+        )
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -249,7 +243,7 @@ def test_positions_outside_the_sequence_are_refused(positions, message):
 )
 def test_tokens_that_cannot_be_read_are_refused(analysis, tokens, message):
     with pytest.raises(ValueError, match=message):
-        analysis(never_run(measured.build("conv-attn")), tokens)
+        analysis(measured.never_run(measured.build("conv-attn")), tokens)
 
 
 @pytest.mark.parametrize("analysis", ANALYSES.values(), ids=ANALYSES)
@@ -258,7 +252,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(analysis):
     with torch.no_grad():
         model.conv(0).W_conv[1, 2, 3] = math.nan
     with pytest.raises(ValueError, match=r"weight 'blocks\.0\.conv\.W_conv' holds NaN"):
-        analysis(never_run(model))
+        analysis(measured.never_run(model))
 
 
 def test_results_say_where_they_come_from():

@@ -182,14 +182,6 @@ def test_the_log_sum_exp_alone_is_that_of_the_explicit_scores(causal, n_pos, chu
 # ------------------------------------------------------------------------------------- refusals
 
 
-def never_run(model):
-    def run(*args, **kwargs):
-        raise AssertionError("a forward pass before the refusal")
-
-    model.forward = run
-    return model
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -206,7 +198,7 @@ def never_run(model):
 @pytest.mark.usefixtures("unchecked")
 def test_wrong_questions_are_refused_before_any_forward_pass(options, message):
     with pytest.raises(ValueError, match=message):
-        induction_score(never_run(measured.build("conv-attn")), **options)
+        induction_score(measured.never_run(measured.build("conv-attn")), **options)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -216,13 +208,13 @@ def test_weights_that_are_no_numbers_are_refused_by_name(bad, name):
     with torch.no_grad():
         model.get_parameter(name).view(-1)[-1] = bad
     with pytest.raises(ValueError, match=f"weight '{name}' holds NaN or infinity"):
-        head_scores(never_run(model), n=6, n_sequences=2)
+        head_scores(measured.never_run(model), n=6, n_sequences=2)
 
 
 def test_a_model_without_heads_has_no_head_scores():
     model = HookedSequenceModel(ModelConfig(d_vocab=40, d_model=8, n_ctx=30, layers=(Conv(),)))
     with pytest.raises(ValueError, match="no heads to score"):
-        head_scores(never_run(model), n=6)
+        head_scores(measured.never_run(model), n=6)
 
 
 def test_what_is_no_model_is_refused_with_the_remedy():
@@ -246,4 +238,4 @@ def test_what_is_no_model_is_refused_with_the_remedy():
 @pytest.mark.usefixtures("unchecked")
 def test_tokens_that_cannot_be_read_are_refused(tokens, message):
     with pytest.raises(ValueError, match=message):
-        previous_token_score(never_run(measured.build("conv-attn")), tokens)
+        previous_token_score(measured.never_run(measured.build("conv-attn")), tokens)
