@@ -100,6 +100,7 @@ class Attention(nn.Module):
         heads, width = spec.n_heads, spec.d_head
         self.scale, self.causal, self.dropout = width**-0.5, spec.causal, dropout
         self.has_output_map, self.rotary = spec.output, rotary
+        self.sees_positions = spec.positions
         for name in "QKV":
             self.register_parameter(f"W_{name}", nn.Parameter(torch.empty(heads, d_model, width)))
             bias = nn.Parameter(torch.zeros(heads, width)) if spec.bias else None

@@ -81,7 +81,8 @@ class AttentionBlock(Block):
 
     def mix(self, x: Stream, positions: Stream | None, key_mask: KeyMask | None) -> Stream:
         """What the heads make of it, heard at `hook_attn_out`."""
-        return self.hook_attn_out(self.dropout(self.attn(x, positions, key_mask)))
+        seen = positions if self.attn.sees_positions else None
+        return self.hook_attn_out(self.dropout(self.attn(x, seen, key_mask)))
 
 
 class ConvBlock(Block):

@@ -42,13 +42,14 @@ def build_blocks(config: ModelConfig) -> Iterator[Block]:
             block: Block = ConvBlock(conv, build_norm(config), wiring, config.dropout)
         else:
             rotary = None
-            if config.positions == "rotary":
+            if config.positions == "rotary" and spec.positions:
                 rotary = Rotary(config.n_ctx, spec.d_head, config.rotary_base)
             attn = Attention(config.d_model, spec, rotary, config.dropout)
             # Shortformer positions are added after the norm, unscaled. A gain there would only
             # repeat what W_Q, W_K and W_V can do, and could not be folded into them without
             # changing the positions.
-            affine = config.positions != "shortformer" or config.norm_place == "post"
+            adds_positions = config.positions == "shortformer" and spec.positions
+            affine = not adds_positions or config.norm_place == "post"
             block = AttentionBlock(attn, build_norm(config, affine), wiring, config.dropout)
         if spec.mlp is not None:
             block.add_mlp(MLP(config.d_model, spec.mlp), build_norm(config))

@@ -77,6 +77,8 @@ class Attention:
         causal: False lets a query see later keys.
         output: False leaves out W_O; the heads' values are concatenated into the stream.
         bias: whether there are b_Q, b_K, b_V and, with an output map, b_O.
+        positions: False hides rotary or shortformer positions from this layer, which then matches on
+            content alone (a NoPE layer, Kazemnejad et al. 2023).
         mlp: the block's second half.
     """
 
@@ -86,12 +88,13 @@ class Attention:
     causal: bool = True
     output: bool = True
     bias: bool = True
+    positions: bool = True
     mlp: MLP | None = None
 
     def __post_init__(self) -> None:
         require_positive("Attention", n_heads=self.n_heads, d_head=self.d_head)
         flags = {"smear": self.smear, "causal": self.causal, "output": self.output}
-        require_flags("Attention", bias=self.bias, **flags)
+        require_flags("Attention", bias=self.bias, positions=self.positions, **flags)
 
 
 Layer = Conv | Attention
@@ -176,6 +179,11 @@ class ModelConfig:
             f"layer {index}: without an output map the heads' values are the stream, so n_heads x "
             f"d_head = {width} must equal d_model={self.d_model}; change one of them or set "
             "output=True",
+        )
+        require(
+            layer.positions or self.positions in ("rotary", "shortformer"),
+            f"layer {index}: positions=False hides positions that act on queries and keys, but this "
+            f"model's are {self.positions!r}; use rotary or shortformer positions, or leave it out",
         )
         require(
             self.positions != "rotary" or layer.d_head % 2 == 0,

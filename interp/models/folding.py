@@ -63,7 +63,8 @@ def _with_room_for_offsets(config: ModelConfig) -> ModelConfig:
 def _layer_with_room(layer: Layer, config: ModelConfig) -> Layer:
     if isinstance(layer, Attention):
         # Shortformer attention has no gain or offset to fold (see build.py).
-        return layer if config.positions == "shortformer" else replace(layer, bias=True)
+        adds_positions = config.positions == "shortformer" and layer.positions
+        return layer if adds_positions else replace(layer, bias=True)
     return replace(layer, lag_bias=True)
 
 

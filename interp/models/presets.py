@@ -1,7 +1,8 @@
 """The family: one line of layers each, and their defaults."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack, cast
 
@@ -23,7 +24,10 @@ from interp.models.sequence import HookedSequenceModel
 
 
 class Options(TypedDict, total=False):
-    """What every preset takes besides its own sizes; `ModelConfig` says what each means."""
+    """What every preset takes besides its own sizes; `ModelConfig` says what each means.
+
+    `nope_layers` are the layers that see no positions (`Attention(positions=False)`).
+    """
 
     positions: PositionKind
     norm: NormKind
@@ -34,6 +38,7 @@ class Options(TypedDict, total=False):
     tied: bool
     dropout: float
     rotary_base: float
+    nope_layers: Sequence[int]
     seed: int
     tokenizer: Any
 
@@ -49,12 +54,28 @@ def _head_width(d_model: int, n_heads: int, d_head: int | None) -> int:
     return d_model // n_heads
 
 
+def _without_positions(
+    layers: tuple[Conv | Attention, ...], nope: Sequence[int]
+) -> tuple[Conv | Attention, ...]:
+    attentions = [i for i, layer in enumerate(layers) if isinstance(layer, Attention)]
+    for index in nope:
+        if index not in attentions:
+            raise ValueError(
+                f"nope_layers names layer {index!r}, but the attention layers are {attentions}"
+            )
+    return tuple(
+        replace(layer, positions=False) if i in nope and isinstance(layer, Attention) else layer
+        for i, layer in enumerate(layers)
+    )
+
+
 class _Preset(HookedSequenceModel):
     def _build(self, layers: tuple[Conv | Attention, ...], options: Options, **sizes: Any) -> None:
         for name in options.keys() - Options.__annotations__.keys():
             known = [*Options.__annotations__, *inspect.signature(type(self).__init__).parameters]
             raise TypeError(f"{type(self).__name__} takes no {name!r}{nearest(name, known)}")
         seed, tokenizer = options.pop("seed", 0), options.pop("tokenizer", None)
+        layers = _without_positions(layers, options.pop("nope_layers", ()))
         config = ModelConfig(layers=layers, **sizes, **cast(Any, options))
         super().__init__(config, seed=seed, tokenizer=tokenizer)
 

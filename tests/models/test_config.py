@@ -90,6 +90,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "place": (lambda: config(norm_place="mid"), "norm_place is 'mid'; choose one of pre, post"),
     "dropout": (lambda: config(dropout=1.0), r"dropout is 1.0, but it must be in \[0, 1\)"),
     "NaN": (lambda: config(dropout=float("nan")), "dropout is nan, but .* finite number"),
+    "hidden positions": (
+        lambda: config(HEAD, Attention(n_heads=3, d_head=4, positions=False)),
+        "layer 1: positions=False hides positions that act on queries and keys, but this model's "
+        "are 'learned'; use rotary or shortformer positions",
+    ),
     "eps": (lambda: config(norm_eps=0.0), "norm_eps is 0.0, but it must be above 0"),
     "base": (lambda: config(rotary_base=1.0), "rotary_base is 1.0, but it must be above 1"),
     "no layers": (lambda: ModelConfig(**SIZES, layers=()), "layers is empty: give at least one"),
@@ -124,6 +129,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "shared width": (
         lambda: HookedConvAttn(d_vocab=10, d_model=10, n_heads=4, n_ctx=8),
         "d_model=10 cannot be shared among n_heads=4; choose sizes that divide, or give d_head",
+    ),
+    "a nope layer that is a conv": (
+        lambda: HookedConvAttn(
+            d_vocab=10, d_model=12, n_heads=3, n_ctx=8, positions="rotary", nope_layers=[0]
+        ),
+        r"nope_layers names layer 0, but the attention layers are \[1\]",
     ),
     "no shares": (
         lambda: HookedConvAttn(d_vocab=10, d_model=10, n_heads=0, n_ctx=8),

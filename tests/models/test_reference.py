@@ -69,7 +69,7 @@ def one_head(
                 for t in range(len(k))
             ]
         )
-    if config.positions == "rotary":
+    if config.positions == "rotary" and spec.positions:
         q, k = (torch.stack([turned(config, row, t) for t, row in enumerate(z)]) for z in (q, k))
     out = torch.zeros_like(v)
     for t in range(len(q)):
@@ -136,7 +136,7 @@ def reference(config: ModelConfig, weights: Weights, tokens: Tensor, real: Tenso
         def mix(read: Tensor, spec: Conv | Attention = spec, block: str = block) -> Tensor:
             if isinstance(spec, Conv):
                 return convolved(spec, weights, f"{block}.conv", read, real)
-            x_qk = read + at_heads
+            x_qk = read + at_heads if spec.positions else read
             return attended(config, spec, weights, f"{block}.attn", read, x_qk, real)
 
         x = sublayer(f"{block}.ln1", mix, x)

@@ -29,6 +29,7 @@ from interp.models import (
 
 D_VOCAB, D_MODEL, N_CTX = 23, 12, 8
 HEADS = Attention(n_heads=3, d_head=4)
+NOPE = Attention(n_heads=3, d_head=4, positions=False)
 SMEARED = Attention(n_heads=3, d_head=4, smear=True)
 PLAIN = Attention(n_heads=3, d_head=4, output=False)
 
@@ -72,6 +73,8 @@ CONFIGS: dict[str, ModelConfig] = {
     "rotary": config(Conv(), HEADS, positions="rotary", rotary_base=100.0),
     "rotary, smeared": config(SMEARED, positions="rotary"),
     "shortformer": config(HEADS, HEADS, positions="shortformer"),
+    "shortformer, then none": config(HEADS, NOPE, positions="shortformer"),
+    "rotary, then none": config(HEADS, NOPE, positions="rotary"),
     "shortformer, conv": config(Conv(), HEADS, positions="shortformer"),
     "shortformer, no biases": config(
         Attention(n_heads=3, d_head=4, bias=False), positions="shortformer", norm="rms"
@@ -140,6 +143,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 _OWN_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "conv-attn, one lag": ("conv-attn", {"lags": 1}),
     "conv-attn, three lags, depthwise": ("conv-attn", {"lags": 3, "depthwise": True}),
+    "attn-attn, second layer without positions": (
+        "attn-attn",
+        {"positions": "shortformer", "nope_layers": [1]},
+    ),
     "gpt, four layers, narrow MLP": ("gpt", {"n_layers": 4, "d_mlp": 5}),
 }
 
@@ -243,7 +250,9 @@ def configs(draw: st.DrawFn) -> ModelConfig:
     width = draw(st.integers(2, 9)) * (2 if positions == "sinusoidal" else 1)
     layers = draw(st.lists(_layers(positions, width), min_size=1, max_size=4))
     if positions in ("rotary", "shortformer"):
-        layers.append(Attention(n_heads=2, d_head=2, smear=draw(st.booleans())))
+        layers.append(
+            Attention(2, 2, smear=draw(st.booleans()), positions=draw(st.booleans()))
+        )
     return ModelConfig(
         d_vocab=draw(st.integers(2, 30)),
         d_model=width,
