@@ -9,7 +9,7 @@ from interp.models.attention import Attention, Rotary
 from interp.models.block import NO_RESIDUAL, POST_NORM, PRE_NORM, AttentionBlock, Block, ConvBlock
 from interp.models.config import Conv, ModelConfig
 from interp.models.conv import CausalConv
-from interp.models.embedding import LearnedPositions, SinusoidalPositions, sinusoids
+from interp.models.embedding import LearnedPositions, SinusoidalPositions, crisp_sinusoids
 from interp.models.mlp import MLP
 from interp.models.norm import Norm
 
@@ -60,8 +60,8 @@ def build_blocks(config: ModelConfig) -> Iterator[Block]:
 def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
     """Normal weights of deviation 0.8 / √fan_in, as in TransformerLens; gains 1, biases and α 0.
 
-    Shortformer positions start as sinusoids: from noise, a previous-token head is far slower to
-    form.
+    Shortformer positions start as sinusoids that tell neighbours apart: from noise or from longer
+    waves, a previous-token head is slower to form and stays blurred.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -71,9 +71,7 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
             parameter.copy_(torch.empty(parameter.shape).normal_(0, deviation, generator=generator))
     if config.positions == "shortformer":
         table = model.get_parameter("pos_embed.W_pos")
-        table.copy_(
-            sinusoids(config.n_ctx, config.d_model + config.d_model % 2)[:, : config.d_model]
-        )
+        table.copy_(crisp_sinusoids(config.n_ctx, config.d_model))
 
 
 def _fan_in(name: str, shape: torch.Size, d_model: int) -> int:

@@ -77,8 +77,8 @@ class Attention:
         causal: False lets a query see later keys.
         output: False leaves out W_O; the heads' values are concatenated into the stream.
         bias: whether there are b_Q, b_K, b_V and, with an output map, b_O.
-        positions: False hides rotary or shortformer positions from this layer, which then matches on
-            content alone (a NoPE layer, Kazemnejad et al. 2023).
+        positions: False hides rotary or shortformer positions from this layer, which then matches
+            on content alone (a NoPE layer, Kazemnejad et al. 2023).
         mlp: the block's second half.
     """
 
@@ -182,8 +182,8 @@ class ModelConfig:
         )
         require(
             layer.positions or self.positions in ("rotary", "shortformer"),
-            f"layer {index}: positions=False hides positions that act on queries and keys, but this "
-            f"model's are {self.positions!r}; use rotary or shortformer positions, or leave it out",
+            f"layer {index}: positions=False hides positions that act on queries and keys, but this"
+            f" model's are {self.positions!r}; use rotary or shortformer positions, or drop it",
         )
         require(
             self.positions != "rotary" or layer.d_head % 2 == 0,

@@ -93,7 +93,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "hidden positions": (
         lambda: config(HEAD, Attention(n_heads=3, d_head=4, positions=False)),
         "layer 1: positions=False hides positions that act on queries and keys, but this model's "
-        "are 'learned'; use rotary or shortformer positions",
+        "are 'learned'; use rotary or shortformer positions, or drop it",
     ),
     "eps": (lambda: config(norm_eps=0.0), "norm_eps is 0.0, but it must be above 0"),
     "base": (lambda: config(rotary_base=1.0), "rotary_base is 1.0, but it must be above 1"),
