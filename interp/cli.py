@@ -69,6 +69,8 @@ def _train(
         loaded = Recipe.load(recipe)
         if "model" in given:
             given["model"] = {**loaded.model, **tomllib.loads("\n".join(given["model"]))}
+        if "held_at_zero" in given:
+            given["held_at_zero"] = tuple(given["held_at_zero"])
         directory = train(loaded.replace(**given), out, resume=resume, report_to=report_to)
     rich.print(f"The model: [bold]{directory}[/bold]. Score it: interp score {directory}")
 
@@ -85,11 +87,35 @@ def _with_recipe_flags(command: Callable[..., None]) -> Callable[..., None]:
 def _flag(name: str, kind: Any, text: str) -> inspect.Parameter:
     if name == "model":
         kind, text = list[str], f"{text}, as key=value; may be repeated"
+    if name == "held_at_zero":
+        kind, text = list[str], f"{text}; may be repeated"
     option = Annotated[kind | None, typer.Option(help=text, show_default=False)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
 
 
 app.command("train")(_with_recipe_flags(_train))
+
+
+@app.command()
+def suite(
+    name: Annotated[str, typer.Argument(help="a bundled suite or a TOML file")] = "formation",
+    out: Annotated[
+        Path | None, typer.Option(help="where the runs go; by default runs/NAME")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="a member; may be repeated")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="a seed; may be repeated")] = None,
+    report_to: Annotated[str, typer.Option(help="tensorboard, wandb, trackio or none")] = "none",
+) -> None:
+    """Train the runs of a suite that are not finished yet; several at once share them out."""
+    import rich
+
+    from interp.training.suite import train_suite
+
+    with _errors_in_one_line():
+        directory = train_suite(
+            name, out, members=only or (), seeds=seed or (), report_to=report_to
+        )
+    rich.print(f"The runs: [bold]{directory}[/bold]")
 
 
 @contextmanager

@@ -4,16 +4,22 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import interp
+from interp.analysis.result import rounded
 from interp.models.hub import bundled
 from interp.training import Recipe
 
-FLOOR = {"conv-attn": 0.5, "smeared-attn": 0.6}
+FLOOR = {"conv-attn": 0.6, "smeared-attn": 0.5, "attn-attn": 0.5}
+"""What the best head's induction score is at least."""
+DROP = {"conv-attn": 3, "smeared-attn": 4, "attn-attn": 2}
+"""What the second copy costs less than the first at least, in nats."""
+CONTROL = "attn"
 
 
-@pytest.fixture(params=FLOOR)
+@pytest.fixture(params=[*FLOOR, CONTROL])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -23,12 +29,14 @@ def directory(name: str) -> Path:
     return bundled()[name]
 
 
-def test_both_ship():
-    assert set(FLOOR) <= set(interp.available())
+def test_one_of_each_architecture_ships():
+    assert set(interp.available()) == {*FLOOR, CONTROL}
 
 
 def test_each_is_small(directory: Path):
-    assert sum(file.stat().st_size for file in directory.iterdir()) < 3_000_000
+    assert (directory / "model.safetensors").stat().st_size < 3_000_000
+    rest = [file for file in directory.iterdir() if file.suffix != ".safetensors"]
+    assert sum(file.stat().st_size for file in rest) < 100_000
 
 
 def test_no_path_of_a_machine_ships(directory: Path):
@@ -38,19 +46,29 @@ def test_no_path_of_a_machine_ships(directory: Path):
             assert not re.search(r"(?<![\w./])/(home|root|tmp|usr|Users)/", text)
 
 
-def test_an_induction_head_formed_on_text_alone(name: str):
-    model = interp.load(name)
-    scores = interp.induction_score(model)
-    assert scores.values.max() >= FLOOR[name]
+@pytest.mark.parametrize("formed", FLOOR)
+def test_an_induction_head_formed_on_text_alone(formed: str):
+    model = interp.load(formed)
+    assert interp.induction_score(model).values.max() >= FLOOR[formed]
     repeated = interp.repeated_sequence_loss(model)
-    assert float(repeated.sel(measure="drop")) >= 3
+    assert float(repeated.sel(measure="drop")) >= DROP[formed]
+
+
+def test_none_formed_in_the_control():
+    model = interp.load(CONTROL)
+    scores = interp.induction_score(model)
+    assert scores.chance is not None
+    assert (scores.values < 3 * scores.chance).all()
+    drop = interp.repeated_sequence_loss(model).sel(measure="drop")
+    assert abs(float(drop)) < 0.1
 
 
 def test_its_untrained_twin_is_at_chance(name: str):
     recipe = Recipe.load(name)
     untrained = interp.load(name).tokenizer
     scores = interp.induction_score(recipe.build(len(untrained), untrained))
-    assert scores.values == pytest.approx(scores.chance, abs=0.005)
+    # Positions alone tilt attention a little before any training: to near tokens, or far ones.
+    assert scores.values == pytest.approx(scores.chance, abs=0.01)
 
 
 def test_the_card_repeats_what_is_measured_now(name: str, directory: Path):
@@ -65,8 +83,8 @@ def test_the_card_repeats_what_is_measured_now(name: str, directory: Path):
     repeated = interp.repeated_sequence_loss(model)
     for measure in repeated.labels["measure"]:
         assert numbers[measure] == pytest.approx(float(repeated.sel(measure=measure)), abs=1e-3)
-    assert f"{numbers['induction_score']:.3f} ±" in card
-    assert f"{numbers['second_copy_accuracy']:.3f} ±" in card
+    for result in (scores.sel(head=scores.best()), repeated.sel(measure="second_copy_accuracy")):
+        assert rounded(float(result), np.asarray(result.standard_error).item()) in card
     assert numbers["parameters"] == sum(p.numel() for p in model.parameters())
 
 

@@ -1,10 +1,15 @@
 """Analyses: one function, one question; a model and tokens in, a labelled `Result` out."""
 
+from interp.analysis.ablation import ablate
+from interp.analysis.attribution import logit_attribution
+from interp.analysis.comparison import tokens_to_reach
 from interp.analysis.context import (
     in_context_learning_score,
     loss_by_position,
     repeated_sequence_loss,
 )
+from interp.analysis.convolutions import conv_lags, conv_singular_values, conv_weights
+from interp.analysis.development import best_head, development, over_samples
 from interp.analysis.heads import (
     duplicate_token_score,
     first_token_score,
@@ -12,21 +17,61 @@ from interp.analysis.heads import (
     induction_score,
     previous_token_score,
 )
+from interp.analysis.lags import LagCircuits, lag_circuits, lag_pair_shares
+from interp.analysis.lens import lens_tokens, logit_lens
+from interp.analysis.matching import match_table
+from interp.analysis.metrics import InductionScore, LogitDifference
+from interp.analysis.patching import patch, path_patch
+from interp.analysis.paths import path_attribution
 from interp.analysis.patterns import attention_pattern
+from interp.analysis.phases import phase_change
+from interp.analysis.reads import Reads, reads
+from interp.analysis.records import recorded, suite, suite_table, training_curves
+from interp.analysis.removal import without_lag_pair
 from interp.analysis.result import Result
 from interp.analysis.sequences import RepeatedTokens, repeated_tokens
+from interp.analysis.smear import detect_smeared_keys
 
 __all__ = [
+    "InductionScore",
+    "LagCircuits",
+    "LogitDifference",
+    "Reads",
     "RepeatedTokens",
     "Result",
+    "ablate",
     "attention_pattern",
+    "best_head",
+    "conv_lags",
+    "conv_singular_values",
+    "conv_weights",
+    "detect_smeared_keys",
+    "development",
     "duplicate_token_score",
     "first_token_score",
     "head_scores",
     "in_context_learning_score",
     "induction_score",
+    "lag_circuits",
+    "lag_pair_shares",
+    "lens_tokens",
+    "logit_attribution",
+    "logit_lens",
     "loss_by_position",
+    "match_table",
+    "over_samples",
+    "patch",
+    "path_attribution",
+    "path_patch",
+    "phase_change",
     "previous_token_score",
+    "reads",
+    "recorded",
     "repeated_sequence_loss",
     "repeated_tokens",
+    "suite",
+    "suite_table",
+    "tokens_to_reach",
+    "training_curves",
+    "without_lag_pair",
 ]

@@ -126,10 +126,9 @@ def in_context_learning_score(
     seen = view(model)
     seen.check_tokens(tokens, at_least=3)
     length = tokens.shape[1]
-    if early is None:
-        early = 50 if length > 500 else max(1, round(0.1 * length))
-    if late is None:
-        late = 500 if length > 500 else min(length - 1, round(0.95 * length))
+    default_early, default_late = early_and_late(length)
+    early = default_early if early is None else early
+    late = default_late if late is None else late
     if not 1 <= early < late < length:
         raise ValueError(
             f"early={early} and late={late} must be positions of a sequence of {length} tokens "
@@ -145,6 +144,17 @@ def in_context_learning_score(
         unit="nats",
         provenance={**handed_in(seen, tokens), "early": early, "late": late},
     )
+
+
+def early_and_late(length: int) -> tuple[int, int]:
+    """The two positions of the in-context-learning score, for sequences of this length.
+
+    >>> early_and_late(512), early_and_late(256)
+    ((50, 500), (26, 243))
+    """
+    if length > 500:
+        return 50, 500
+    return max(1, round(0.1 * length)), min(length - 1, round(0.95 * length))
 
 
 def _losses(

@@ -70,6 +70,11 @@ def pack(
     table = Path(directory) / _content_hash(documents, tokenizer, n_ctx)
     if not table.is_dir():
         _write_whole(table, documents, tokenizer, n_ctx)
+    return open_table(table)
+
+
+def open_table(table: Path) -> Dataset:
+    """The blocks in a directory that `pack` has written."""
     return Dataset.from_file(str(table / _FILE)).with_format("torch")
 
 
@@ -143,7 +148,7 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
     """Documents in groups big enough for the fast tokenizer and small enough for memory."""
     batch: list[str] = []
     n_characters = 0
-    for text in tqdm(documents, desc="packing", unit=" documents", disable=None):
+    for text in documents:
         batch.append(text)
         n_characters += len(text)
         if n_characters >= _CHARACTERS_AT_ONCE:
@@ -153,12 +158,18 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _cut(tokenised: Iterable[list[int]], bos: int, n_ctx: int) -> Iterator[list[int]]:
-    """Blocks of `n_ctx` tokens, each with its own BOS; the rest of the stream is dropped."""
-    width = n_ctx - 1
+def cut_into_blocks(
+    documents: Iterable[str], tokenizer: PreTrainedTokenizerFast, n_ctx: int
+) -> Iterator[list[int]]:
+    """Blocks of `n_ctx` tokens, each with its own BOS; what fills no block in the end is dropped.
+
+    Raises:
+        ValueError: in the end, if there was no block.
+    """
+    bos, width = _bos(tokenizer), n_ctx - 1
     stream: list[int] = []
     n_blocks = 0
-    for tokens in tokenised:
+    for tokens in _tokenise(documents, tokenizer):
         if not tokens:
             continue
         # A document at the start of a block needs no BOS beside the block's own.
@@ -180,7 +191,8 @@ def _write(
 ) -> None:
     dtype = "uint16" if len(tokenizer) <= np.iinfo(np.uint16).max + 1 else "int32"
     schema = Features({"input_ids": List(Value(dtype), length=n_ctx)}).arrow_schema
-    blocks = _cut(_tokenise(documents, tokenizer), _bos(tokenizer), n_ctx)
+    told = iter(tqdm(documents, desc="packing", unit=" documents", disable=None))
+    blocks = cut_into_blocks(told, tokenizer, n_ctx)
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         while group := list(islice(blocks, _BLOCKS_AT_ONCE)):
             flat = pa.array(np.array(group, dtype=dtype).reshape(-1))

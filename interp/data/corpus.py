@@ -3,28 +3,26 @@
 A corpus is read in a stream, again and again, and knows which of its documents are held out.
 """
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from glob import glob, has_magic
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from interp.data.python_docs import read_python_docs
 
 PYTHON_DOCS = "python-docs"
 HUGGING_FACE = "hf:"
 
-_KNOWN = (
+KNOWN = (
     f"a source is {PYTHON_DOCS!r}, the path or the glob of text files ('books/*.txt'), or "
     f"'{HUGGING_FACE}OWNER/NAME[:CONFIG]' for a Hugging Face dataset"
 )
 _KEY_BYTES = 8
 
 Reader = Callable[[], Iterable[str]]
-Rows = Iterable[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -66,18 +64,39 @@ class Corpus:
         return replace(self, part=part)
 
     def __iter__(self) -> Iterator[str]:
+        return self._some(self._by_own_split() if self.validation_documents else self._by_hash())
+
+    def _some(self, documents: Iterator[str]) -> Iterator[str]:
         is_empty = True
-        for text in self._by_own_split() if self.validation_documents else self._by_hash():
+        for text in documents:
             is_empty = False
             yield text
         if is_empty:
             raise ValueError(self._why_empty())
 
+    def stream(self) -> Iterator[str]:
+        """As iterating, but documents that come again are given again, and none is remembered.
+
+        For a corpus too large to remember. Copies of a document are on the same side of the hash.
+        """
+        return self._some(self._repeated())
+
+    def _repeated(self) -> Iterator[str]:
+        if self.validation_documents is None:
+            yield from (text for key, text in _keyed(self.documents()) if self._has(key))
+            return
+        if self.part != "train":
+            yield from (text for _, text in _keyed(self.validation_documents()))
+        if self.part != "validation":
+            yield from (text for _, text in _keyed(self.documents()))
+
+    def _has(self, key: int) -> bool:
+        """Whether the hash puts a document into this part."""
+        is_held_out = key < self.held_out * 2 ** (8 * _KEY_BYTES)
+        return self.part == "all" or is_held_out == (self.part == "validation")
+
     def _by_hash(self) -> Iterator[str]:
-        bound = self.held_out * 2 ** (8 * _KEY_BYTES)
-        for key, text in _distinct(self.documents(), set()):
-            if self.part == "all" or (key < bound) == (self.part == "validation"):
-                yield text
+        yield from (text for key, text in _distinct(self.documents(), set()) if self._has(key))
 
     def _by_own_split(self) -> Iterator[str]:
         assert self.validation_documents is not None
@@ -101,12 +120,18 @@ class Corpus:
 
 def _distinct(documents: Iterable[str], seen: set[int]) -> Iterator[tuple[int, str]]:
     """Each document that is not blank and not seen yet, after the hash of its content."""
-    for text in documents:
-        digest = blake2b(text.encode(), digest_size=_KEY_BYTES).digest()
-        key = int.from_bytes(digest, "little")
-        if key not in seen and text.strip():
+    for key, text in _keyed(documents):
+        if key not in seen:
             seen.add(key)
             yield key, text
+
+
+def _keyed(documents: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Each document that is not blank, after the hash of its content."""
+    for text in documents:
+        if text.strip():
+            digest = blake2b(text.encode(), digest_size=_KEY_BYTES).digest()
+            yield int.from_bytes(digest, "little"), text
 
 
 def load_corpus(
@@ -158,10 +183,27 @@ def load_corpus(
     if source == PYTHON_DOCS:
         corpus = _python_docs()
     elif isinstance(source, str) and source.startswith(HUGGING_FACE):
-        corpus = _hugging_face(source, text_column)
+        from interp.data.hugging_face import read_dataset
+
+        corpus = read_dataset(source, text_column)
     else:
         corpus = _text_files(source, separator)
     return replace(corpus, documents=_first(corpus.documents, max_documents), held_out=held_out)
+
+
+def check_source(source: str) -> None:
+    """Refuse a source that is not there, at once and without reading it.
+
+    Raises:
+        FileNotFoundError: a path, a glob or a local dataset has no file.
+        ValueError: the source is unknown.
+    """
+    if source.startswith(HUGGING_FACE):
+        from interp.data.hugging_face import dataset_path
+
+        dataset_path(source)
+    elif source != PYTHON_DOCS:
+        _files(source)
 
 
 def _first(documents: Reader, limit: int | None) -> Reader:
@@ -177,7 +219,7 @@ def _text_files(source: str | Path | Sequence[str | Path], separator: str | None
     given = [source] if isinstance(source, str | Path) else source
     paths = list(dict.fromkeys(path for one in given for path in _files(str(one))))
     if not paths:
-        raise ValueError(f"no path given; {_KNOWN}")
+        raise ValueError(f"no path given; {KNOWN}")
     n_characters = sum(len(_read(path)) for path in paths)  # so that a bad file is named at once
     names = ", ".join(path.name for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
     return Corpus(
@@ -201,8 +243,8 @@ def _files(pattern: str) -> list[Path]:
             return files
         raise FileNotFoundError(f"no file matches {pattern!r}")
     if path.name == pattern and not path.suffix:
-        raise ValueError(f"unknown source {pattern!r}; {_KNOWN}")
-    raise FileNotFoundError(f"no file {pattern!r}; {_KNOWN}")
+        raise ValueError(f"unknown source {pattern!r}; {KNOWN}")
+    raise FileNotFoundError(f"no file {pattern!r}; {KNOWN}")
 
 
 def _read(path: Path) -> str:
@@ -220,54 +262,3 @@ def _read(path: Path) -> str:
 def _cut(paths: Sequence[Path], separator: str | None) -> Iterator[str]:
     for path in paths:
         yield from [_read(path)] if separator is None else _read(path).split(separator)
-
-
-def _hugging_face(source: str, text_column: str) -> Corpus:
-    # Local files and docstrings need not wait for this import.
-    from datasets import load_dataset
-
-    path, _, config = source.removeprefix(HUGGING_FACE).partition(":")
-    if not path:
-        raise ValueError(f"{source!r} names no dataset; {_KNOWN}")
-    is_local = Path(path).is_dir()
-    if path.startswith((".", "/")) and not is_local:
-        raise FileNotFoundError(f"no directory {path!r} with a dataset; {_KNOWN}")
-    splits = {str(k): v for k, v in load_dataset(path, config or None, streaming=True).items()}
-    if "train" not in splits:
-        raise ValueError(f"{source!r} has no split 'train', only {sorted(splits)}")
-    _check_column(source, splits["train"], text_column)
-    together = _articles if path == "Salesforce/wikitext" else iter
-
-    def reader(split: str) -> Reader:
-        return lambda: together(row[text_column] or "" for row in splits[split])
-
-    name = Path(path).name if is_local else path  # a model card names no path of this machine
-    return Corpus(
-        name=f"{name}:{config}" if config else name,
-        description=f"The {'local' if is_local else 'Hugging Face'} dataset {name}"
-        + (f", configuration {config}." if config else "."),
-        documents=reader("train"),
-        validation_documents=reader("validation") if "validation" in splits else None,
-    )
-
-
-def _check_column(source: str, rows: Rows, text_column: str) -> None:
-    first = next(iter(rows), None)
-    if first is None:
-        raise ValueError(f"{source!r} is empty: its training split has no row")
-    if text_column not in first:
-        raise ValueError(
-            f"{source!r} has no column {text_column!r}; it has {sorted(first)}: name one of them "
-            "as text_column="
-        )
-
-
-def _articles(lines: Iterable[str]) -> Iterator[str]:
-    """WikiText's rows are lines; an article begins at a first-level heading, ` = Title = `."""
-    article: list[str] = []
-    for line in lines:
-        if re.fullmatch(r" = [^=]+ = \n", line) and article:
-            yield "".join(article)
-            article = []
-        article.append(line)
-    yield "".join(article)

@@ -11,12 +11,14 @@ from interp.models.presets import (
     available,
     load,
 )
+from interp.models.revisions import Checkpoints
 from interp.models.sequence import HookedSequenceModel
 
 __all__ = [
     "MLP",
     "ActivationCache",
     "Attention",
+    "Checkpoints",
     "Conv",
     "HookedAttn",
     "HookedAttnAttn",

@@ -1,18 +1,28 @@
 """The view of a `transformer_lens.TransformerBridge`: any Hugging Face model, patterns in hooks."""
 
+from collections.abc import Collection, Sequence
+from functools import cached_property
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from interp.models.entries import entries_of
-from interp.models.shapes import Logits, Scores, Tokens
-from interp.models.view import Ear, Hear, View, undisturbed
+from interp.models.outputs import Outputs, OutputsOfLogits, at_positions
+from interp.models.shapes import Logits, Scores, Stream, Tokens
+from interp.models.view import Ear, Hear, Hook, Start, View, undisturbed
 
 
 class BridgeView(View):
     """Patterns are reduced in the hook and never stored."""
 
+    # A bridge can be handed a stream, but runs the layers below it all the same.
+    starts_anywhere = False
+
     def __init__(self, model: Any):
         self.model = model
         self.n_ctx, self.d_vocab = int(model.cfg.n_ctx), int(model.cfg.d_vocab)
+        self.n_layers = int(model.cfg.n_layers)
 
     @property
     def heads(self) -> dict[int, int]:
@@ -20,6 +30,24 @@ class BridgeView(View):
         layers = range(self.model.cfg.n_layers)
         hooked = [layer for layer in layers if self._pattern(layer) in self.model.hook_dict]
         return dict.fromkeys(hooked, int(self.model.cfg.n_heads))
+
+    def key_heads(self, layer: int) -> int:
+        """Fewer than there are heads where queries share keys."""
+        of_layers = getattr(self.model.cfg, "per_layer_num_key_value_heads", None)
+        if of_layers:
+            return int(of_layers[layer])
+        return int(getattr(self.model.cfg, "n_key_value_heads", None) or self.model.cfg.n_heads)
+
+    @cached_property
+    def hooks(self) -> Collection[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """All but those that the bridge keeps shut until a flag is set."""
+        points = self.model.hook_dict.items()
+        shut = self.model._gated_hook_reason
+        return {name for name, point in points if shut(point.name or name) is None}
+
+    def output_map(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        """W_O, as the bridge gives it."""
+        return self.model.blocks[layer].attn.W_O
 
     @property
     def name(self) -> str:
@@ -42,16 +70,53 @@ class BridgeView(View):
             return None
         return getattr(config, "sliding_window", None)
 
+    def held_patterns(self, layer: int, pattern: Scores) -> list[Hook]:
+        """The pattern, put in."""
+
+        def at_pattern(found: Scores, hook: Any) -> Scores:
+            return pattern.repeat(len(found) // len(pattern), 1, 1, 1)
+
+        return [(self._pattern(layer), at_pattern)]
+
     def logits(self, tokens: Tokens) -> Logits:
         """The model's logits."""
         with undisturbed(self.model):
             return self.model(self._place(tokens), return_type="logits")
 
+    def outputs(
+        self,
+        tokens: Tokens,
+        *,
+        positions: Sequence[int] | None = None,
+        start: Start | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> Outputs:
+        """From the logits; those of other positions are not computed."""
+        if start is not None:
+            raise ValueError(f"{self.name} runs from its tokens on; leave start out")
+
+        def cut(stream: Stream, hook: Any) -> Tensor:
+            return at_positions(stream, positions)
+
+        cuts = [] if positions is None else [("unembed.hook_in", cut)]
+        with undisturbed(self.model):
+            logits = self.model.run_with_hooks(
+                self._place(tokens), fwd_hooks=[*hooks, *cuts], return_type="logits"
+            )
+        return OutputsOfLogits(logits)
+
     def _place(self, tokens: Tokens) -> Tokens:
         return tokens.to(next(self.model.parameters()).device)
 
-    def _run_with_ears(self, tokens: Tokens, hear: Hear) -> None:
-        silent = self.heads
+    def _run_with_ears(
+        self,
+        tokens: Tokens,
+        layers: Sequence[int],
+        hear: Hear,
+        start: Start | None,
+        hooks: Sequence[Hook],
+    ) -> None:
+        silent = {layer: self.heads[layer] for layer in layers}
 
         def at_pattern(layer: int, pattern: Scores) -> None:
             self._check_pattern(layer, silent.pop(layer), pattern)
@@ -61,8 +126,8 @@ class BridgeView(View):
         def ear(layer: int) -> Ear:
             return self._pattern(layer), lambda pattern, hook: at_pattern(layer, pattern)
 
-        ears = [ear(layer) for layer in silent]
-        self.model.run_with_hooks(self._place(tokens), fwd_hooks=ears, return_type=None)
+        ears = [ear(layer) for layer in layers]
+        self.model.run_with_hooks(self._place(tokens), fwd_hooks=[*hooks, *ears], return_type=None)
         self._refuse_silence(list(silent))
 
     def _check_pattern(self, layer: int, n_heads: int, pattern: Scores) -> None:
@@ -78,3 +143,9 @@ class BridgeView(View):
                 f"{self.name}: the attention patterns of layers {layers} were not computed; load "
                 'the Hugging Face model with attn_implementation="eager"'
             )
+
+    def _silence(self, names: Sequence[str]) -> str:
+        told = super()._silence(names)
+        if not any(name.endswith(("pattern", "attn_scores")) for name in names):
+            return told
+        return f'{told}; load the Hugging Face model with attn_implementation="eager"'

@@ -4,6 +4,7 @@
 either, and what a model cannot answer is refused at once, with the reason.
 """
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -11,11 +12,13 @@ from torch import Tensor
 
 from interp.models.bridge import BridgeView
 from interp.models.entries import Entries, entries_from_parts, entries_of
+from interp.models.outputs import Outputs, OutputsOfStream, at_positions
+from interp.models.replay import run_from
 from interp.models.sequence import HookedSequenceModel
-from interp.models.shapes import Heads, Logits, Tokens
-from interp.models.view import Ear, Hear, View, undisturbed
+from interp.models.shapes import Heads, Logits, Scores, Stream, Tokens
+from interp.models.view import Ear, Hear, Hook, Start, View, undisturbed
 
-__all__ = ["Entries", "View", "undisturbed", "view"]
+__all__ = ["Entries", "Hook", "Start", "View", "undisturbed", "view"]
 
 
 def view(model: Any) -> View:
@@ -35,25 +38,88 @@ def view(model: Any) -> View:
 
 
 class _OurView(View):
+    model: HookedSequenceModel
+    starts_anywhere = True
+
     def __init__(self, model: HookedSequenceModel):
         self.model = model
         self.n_ctx, self.d_vocab = model.config.n_ctx, model.config.d_vocab
+        self.n_layers = len(model.blocks)
 
     @property
     def heads(self) -> dict[int, int]:
         return {i: spec.n_heads for i, spec in self.model.config.attention_layers.items()}
 
+    def key_heads(self, layer: int) -> int:
+        return self.heads[layer]
+
+    @property
+    def lags(self) -> dict[int, int]:
+        return {layer: self.model.conv(layer).lags for layer in self.model.conv_layers}
+
+    @property
+    def hooks(self) -> Collection[str]:
+        return self.model.hook_dict.keys()
+
     def causal(self, layer: int) -> bool:
         return self.model.attn(layer).causal
+
+    def output_map(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        return self.model.attn(layer).W_O
+
+    def held_patterns(self, layer: int, pattern: Scores) -> list[Hook]:
+        heard: dict[str, Heads] = {}
+
+        def at_values(v: Heads, hook: Any) -> None:
+            heard["v"] = v
+
+        def at_z(z: Heads, hook: Any) -> Heads:
+            # All copies of a sequence share one pattern: one product serves them all.
+            v = heard.pop("v").unflatten(0, (-1, len(pattern)))
+            mixed = pattern @ v.permute(1, 3, 2, 0, 4).flatten(3)
+            return mixed.unflatten(3, (len(v), -1)).permute(3, 0, 2, 1, 4).flatten(0, 1)
+
+        prefix = f"blocks.{layer}.attn."
+        return [(prefix + "hook_v", at_values), (prefix + "hook_z", at_z)]
 
     def logits(self, tokens: Tokens) -> Logits:
         with undisturbed(self.model):
             return self.model(tokens)
 
-    def _run_with_ears(self, tokens: Tokens, hear: Hear) -> None:
-        last = max(self.heads)
-        ears = [ear for layer in self.heads for ear in self._ears(layer, layer == last, hear)]
-        self.model.run_with_hooks(tokens, fwd_hooks=ears, stop_at_layer=last + 1)
+    def outputs(
+        self,
+        tokens: Tokens,
+        *,
+        positions: Sequence[int] | None = None,
+        start: Start | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> Outputs:
+        model = self.model
+        with undisturbed(model), model.hooks(fwd_hooks=list(hooks)):
+            stream = at_positions(self._stream(tokens, start, self.n_layers), positions)
+            return OutputsOfStream(
+                model.ln_final(stream), model.unembed, model.W_U, model.unembed.b_U
+            )
+
+    def _stream(self, tokens: Tokens, start: Start | None, stop: int) -> Stream:
+        if start is None:
+            return self.model(tokens, stop_at_layer=stop)
+        return run_from(self.model, start, stop)
+
+    def _run_with_ears(
+        self,
+        tokens: Tokens,
+        layers: Sequence[int],
+        hear: Hear,
+        start: Start | None,
+        hooks: Sequence[Hook],
+    ) -> None:
+        last = layers[-1]
+        with self.model.hooks(fwd_hooks=list(hooks)):
+            # Only now can it be told whether anybody changes the patterns.
+            ears = [ear for layer in layers for ear in self._ears(layer, layer == last, hear)]
+            with self.model.hooks(fwd_hooks=[*ears]):
+                self._stream(tokens, start, last + 1)
 
     def _ears(self, layer: int, is_last: bool, hear: Hear) -> list[Ear]:
         attn, prefix = self.model.attn(layer), f"blocks.{layer}.attn."

@@ -8,6 +8,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -91,7 +92,7 @@ class Checkpoints:
         return cls(
             tuple(folders),
             lambda step: HookedSequenceModel.from_pretrained(folders[step], device=device),
-            {"run": directory.resolve().name, **_told_by_recipe(directory / RECIPE)},
+            {"run": directory.resolve().name, **told_by_recipe(directory)},
         )
 
     @classmethod
@@ -152,7 +153,7 @@ def check_steps(steps: Iterable[int]) -> None:
 
 def check_next(step: int, before: int | None) -> None:
     """Refuse a step that cannot follow the one before it."""
-    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+    if not isinstance(step, Integral) or isinstance(step, bool) or step < 0:
         raise ValueError(f"step {step!r} is not a whole number of at least 0")
     if step == before:
         raise ValueError(f"step {step} is there twice; give one model for each step")
@@ -176,8 +177,9 @@ def _snapshots(directory: Path) -> dict[int, Path]:
     return dict(sorted(numbered.items()))
 
 
-def _told_by_recipe(path: Path) -> dict[str, Any]:
-    """What a recipe says of its run; nothing where there is no recipe."""
+def told_by_recipe(directory: Path) -> dict[str, Any]:
+    """What a run's recipe says of it, for a provenance; nothing where there is no recipe."""
+    path = directory / RECIPE
     if not path.is_file():
         return {}
     try:

@@ -1,8 +1,9 @@
 """The questions that an analysis may ask of any model, whoever wrote it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,14 +11,33 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.models.entries import Entries, Index
-from interp.models.shapes import Logits, Tokens
+from interp.models.outputs import Outputs
+from interp.models.shapes import Logits, Scores, Stream, Tokens
 
 Hear = Callable[[int, Entries], None]
 Ear = tuple[str, Callable[..., None]]
+Hook = tuple[str, Callable[..., Tensor | None]]
+"""The name of a hook point, and a function of the activation and the hook point, as
+`model.hooks(fwd_hooks=...)` takes them."""
 
 
 class EverythingHeard(Exception):  # noqa: N818 - a signal, no error
     """Raised in a hook, and caught where the model is run: nothing above is worth computing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where a forward pass begins, if not at the tokens.
+
+    Attributes:
+        layer: the first layer to run; the number of layers where only the end is left.
+        stream: what enters it.
+        mixed: what its heads or lags write, where that is known already and need not be computed.
+    """
+
+    layer: int
+    stream: Stream
+    mixed: Stream | None = None
 
 
 class View(ABC):
@@ -26,6 +46,9 @@ class View(ABC):
     model: Any
     n_ctx: int
     d_vocab: int
+    n_layers: int
+    starts_anywhere: bool
+    """Whether a forward pass can begin at a `Start`."""
 
     @property
     @abstractmethod
@@ -41,18 +64,119 @@ class View(ABC):
         return None
 
     @abstractmethod
+    def key_heads(self, layer: int) -> int:
+        """The number of a layer's heads of keys and values, which several queries may share."""
+
+    @property
+    def lags(self) -> dict[int, int]:
+        """The number of lags of every convolution."""
+        return {}
+
+    @property
+    @abstractmethod
+    def hooks(self) -> Collection[str]:
+        """The names of all hook points that can be hooked."""
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nobody else has hooked the model."""
+        points = (self.model.hook_dict[name] for name in self.hooks)
+        return not any(point.fwd_hooks or point.bwd_hooks for point in points)
+
+    @abstractmethod
+    def output_map(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        """From what a layer's heads attended to, to what they write to the stream: W_O."""
+
+    @abstractmethod
+    def held_patterns(self, layer: int, pattern: Scores) -> list[Hook]:
+        """Hooks under which a layer attends as this pattern says, whatever its queries and keys.
+
+        Of a batch that holds the pattern's sequences several times over, each time.
+        """
+
+    @abstractmethod
     def logits(self, tokens: Tokens) -> Logits:
         """The model's logits."""
 
     @abstractmethod
-    def _run_with_ears(self, tokens: Tokens, hear: Hear) -> None:
-        """Run the model and call `hear` for each layer, from the lowest to the highest."""
+    def outputs(
+        self,
+        tokens: Tokens,
+        *,
+        positions: Sequence[int] | None = None,
+        start: Start | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> Outputs:
+        """Run the model under hooks, and give what it predicts at some positions (default: all).
 
-    def listen_to_attention(self, tokens: Tokens, hear: Hear) -> None:
+        With a start, what lies below it is not run, and of the tokens only the number matters.
+        """
+
+    def capture(
+        self,
+        tokens: Tokens,
+        names: Collection[str],
+        *,
+        start: Start | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> dict[str, Tensor]:
+        """The activations at these hook points; nothing above the last of them is computed.
+
+        Raises:
+            ValueError: one of them stays silent.
+        """
+        kept: dict[str, Tensor] = {}
+
+        def keeper(name: str) -> Hook:
+            def keep(activation: Tensor, hook: Any) -> None:
+                kept[name] = activation
+                if len(kept) == len(names):
+                    raise EverythingHeard
+
+            return name, keep
+
+        if names:
+            keepers = [keeper(name) for name in names]
+            with suppress(EverythingHeard):
+                self.outputs(tokens, positions=(0,), start=start, hooks=[*hooks, *keepers])
+        if silent := sorted(set(names) - set(kept)):
+            raise ValueError(self._silence(silent))
+        return kept
+
+    def _silence(self, names: Sequence[str]) -> str:
+        return f"{self.name}: nothing was computed at {', '.join(names)}"
+
+    @abstractmethod
+    def _run_with_ears(
+        self,
+        tokens: Tokens,
+        layers: Sequence[int],
+        hear: Hear,
+        start: Start | None,
+        hooks: Sequence[Hook],
+    ) -> None:
+        """Run the model and call `hear` for these layers, from the lowest to the highest."""
+
+    def listen_to_attention(
+        self,
+        tokens: Tokens,
+        hear: Hear,
+        *,
+        layers: Collection[int] | None = None,
+        start: Start | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> None:
         """Run the model and let `hear(layer, entries)` read the attention of each layer in turn.
 
         Entries can be read during the call only: no pattern is kept. Once the last layer's are
         read the model stops, and nothing above them is computed.
+
+        Args:
+            tokens: `[batch pos]`.
+            hear: is called for each layer, from the lowest to the highest.
+            layers: the layers to listen to; all that have heads.
+            start: where to begin, if not at the tokens.
+            hooks: what else to run under: they come before what is heard.
 
         Raises:
             ValueError: the model has no heads.
@@ -61,15 +185,15 @@ class View(ABC):
             raise ValueError(
                 f"{self.name} has no attention layer with a pattern, so it has no heads to score"
             )
-        last = max(self.heads)
+        layers = sorted(self.heads if layers is None else layers)
 
         def hear_and_stop(layer: int, entries: Entries) -> None:
             hear(layer, entries)
-            if layer == last:
+            if layer == layers[-1]:
                 raise EverythingHeard
 
         with undisturbed(self.model), suppress(EverythingHeard):
-            self._run_with_ears(tokens, hear_and_stop)
+            self._run_with_ears(tokens, layers, hear_and_stop, start, hooks)
 
     def uniform(
         self, layer: int, queries: Index, keys: Index, n_pos: int

@@ -3,7 +3,17 @@
 from plotly.graph_objects import Figure
 
 from interp.analysis.result import Result
-from interp.plots import attention, curves, heatmaps
+from interp.plots import (
+    attention,
+    attribution,
+    curves,
+    development,
+    heatmaps,
+    lags,
+    lens,
+    phases,
+    pictures,
+)
 from interp.plots.attention import AttentionView
 
 __all__ = ["AttentionView", "Figure", "figure"]
@@ -12,13 +22,26 @@ __all__ = ["AttentionView", "Figure", "figure"]
 def figure(result: Result) -> Figure | AttentionView:
     """The figure that suits a result's axes; `Result.plot()` is this function.
 
-    A view of each "head" by "query" and "key", a curve over "position", bars of each "measure",
-    else a heatmap of "head".
+    What runs over "step" against tokens, an "interval" as a row, grids and tables of lags, a view
+    of each "head" by "query" and "key", a curve over "position", bars of each "measure", else a
+    heatmap of "head".
 
     Raises:
         ValueError: the result has none of these axes.
     """
     for axis, draw in (
+        ("step", development.steps),
+        ("interval", phases.intervals),
+        ("part", attribution.parts),
+        ("path", attribution.parts),
+        ("choice", lens.table),
+        ("layer", lens.curves),
+        ("query_lag", lags.pairs),
+        ("value_lag", pictures.outputs),
+        ("conv", lags.convolutions),
+        ("rank", lags.spectra),
+        ("lag", pictures.weights),
+        ("channel", lags.smears),
         ("query", attention.of),
         ("position", curves.curve),
         ("measure", curves.measures),
@@ -27,6 +50,6 @@ def figure(result: Result) -> Figure | AttentionView:
         if axis in result.axes:
             return draw(result)
     raise ValueError(
-        f"no figure suits the axes {result.axes} of {result.name}; one of 'head', 'position' or "
-        "'measure' is needed, or use to_frame()"
+        f"no figure suits the axes {result.axes} of {result.name}; one of 'head', 'position', "
+        "'measure' or 'step' is needed, or use to_frame()"
     )

@@ -20,17 +20,21 @@ class ProbeCallback(TrainerCallback):
     """After every evaluation, log the best heads, the repeated-sequence loss and the ICL score."""
 
     def __init__(
-        self, model: HookedSequenceModel, log: Callable[[dict[str, float]], None], text: Dataset
+        self,
+        whole_model: Callable[[], HookedSequenceModel | None],
+        log: Callable[[dict[str, float]], None],
+        text: Dataset,
     ):
-        self.model, self.log = model, log
+        self.whole_model, self.log = whole_model, log
         self.text = cast(Tensor, text[:TEXT_BLOCKS]["input_ids"])
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The Trainer calls this on every process; one of them measures."""
-        if state.is_world_process_zero:
-            self.log(probe(self.model, self.text))
+        """The Trainer calls this on every process; the one that is given the model measures it."""
+        model = self.whole_model()
+        if model is not None:
+            self.log(probe(model, self.text))
 
 
 def probe(model: HookedSequenceModel, text: Tokens) -> dict[str, float]:

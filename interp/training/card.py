@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-from datasets import Dataset
 from huggingface_hub import ModelCardData
 from torch import Tensor
 
@@ -20,7 +19,8 @@ from interp.analysis import (
 )
 from interp.analysis.result import Result, rounded, versions
 from interp.analysis.sequences import copy_length
-from interp.data.corpus import Corpus
+from interp.data.prepared import Prepared
+from interp.training.flops import flops_per_token
 from interp.training.recipe import Recipe
 
 TAGS = ["mechanistic-interpretability", "induction-heads"]
@@ -32,7 +32,8 @@ TEMPLATE = """---
 # {name}
 
 A {architecture} of {parameters:,} parameters, trained on the text described below and on nothing
-else: no repeated random tokens, on which its heads are scored.
+else: no repeated random tokens, on which its heads are scored. A token costs it {flops:,.0f}
+floating-point operations forward, {unembedding:,.0f} of them in the unembedding.
 
 ```python
 import interp
@@ -45,9 +46,8 @@ interp.head_scores(model)
 
 {corpus}
 
-{train_blocks:,} blocks of {n_ctx} tokens to train on, {held_out_blocks:,} held out by a hash of
-each document. Tokenizer: {tokenizer}, {d_vocab:,} tokens, trained on the same text. {tokens:,}
-tokens were read, {epochs:.2f} times the corpus.
+{blocks}, {held_out_blocks:,} blocks of held-out documents. Tokenizer: {tokenizer}, {d_vocab:,}
+tokens, trained on the same text. {tokens:,} tokens were read{epochs}.
 
 ## What was measured
 
@@ -61,7 +61,7 @@ over sequences. Uniform predictions would cost ln({d_vocab:,}) = {uniform:.2f} n
 
 ## Recipe
 
-`interp train {name}`, seed {recipe_seed}{commit}, {versions}:
+`interp train recipe.toml`, seed {recipe_seed}{commit}, {versions}:
 
 ```toml
 {recipe}
@@ -69,13 +69,11 @@ over sequences. Uniform predictions would cost ln({d_vocab:,}) = {uniform:.2f} n
 """
 
 
-def write_card(
-    directory: Path, recipe: Recipe, corpus: Corpus, train: Dataset, held_out: Dataset
-) -> None:
+def write_card(directory: Path, recipe: Recipe, prepared: Prepared) -> None:
     """Measure the saved model and write its README.md and scores.json."""
     model = models.load(str(directory))
     n = copy_length(model.config.n_ctx)
-    text = cast(Tensor, held_out[:]["input_ids"])
+    text = cast(Tensor, prepared.held_out[:]["input_ids"])
     scores = head_scores(model, n=n).sel(score="induction")
     best = scores.sel(head=scores.best())
     repeated = repeated_sequence_loss(model, n=n)
@@ -83,8 +81,11 @@ def write_card(
     icl = in_context_learning_score(model, text)
     twin = recipe.build(model.config.d_vocab, model.tokenizer)
     untrained = head_scores(twin, n=n).sel(score="induction").values.max()
+    flops = flops_per_token(model.config)
     numbers = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "flops_per_token": flops.total,
+        "training_seed": recipe.seed,
         "tokens_read": recipe.tokens,
         "held_out_loss": float(loss),
         "in_context_learning_score": float(icl),
@@ -110,14 +111,15 @@ def write_card(
         name=recipe.name,
         architecture=recipe.architecture,
         parameters=numbers["parameters"],
-        corpus=corpus.description,
-        train_blocks=len(train),
-        held_out_blocks=len(held_out),
-        n_ctx=recipe.n_ctx,
+        corpus=prepared.description,
+        flops=flops.total,
+        unembedding=flops.unembedding,
+        blocks=_blocks(recipe, prepared),
+        held_out_blocks=len(prepared.held_out),
         tokenizer=recipe.tokenizer,
         d_vocab=model.config.d_vocab,
         tokens=recipe.tokens,
-        epochs=recipe.steps * recipe.batch_size / len(train),
+        epochs=_epochs(recipe, prepared),
         table="\n".join(f"| {what} | {number} |" for what, number in rows.items()),
         n=n,
         n_sequences=best.provenance["n_sequences"],
@@ -130,6 +132,18 @@ def write_card(
     )
     (directory / "README.md").write_text(card)
     (directory / "scores.json").write_text(json.dumps(numbers, indent=1) + "\n")
+
+
+def _blocks(recipe: Recipe, prepared: Prepared) -> str:
+    if prepared.stream is not None:
+        return f"Streamed in blocks of {recipe.n_ctx} tokens"
+    return f"{len(prepared.train):,} blocks of {recipe.n_ctx} tokens to train on"
+
+
+def _epochs(recipe: Recipe, prepared: Prepared) -> str:
+    if prepared.stream is not None:
+        return ""
+    return f", {recipe.steps * recipe.batch_size / len(prepared.train):.2f} times the corpus"
 
 
 def _nats(result: Result) -> str:

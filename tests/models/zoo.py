@@ -250,9 +250,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
     width = draw(st.integers(2, 9)) * (2 if positions == "sinusoidal" else 1)
     layers = draw(st.lists(_layers(positions, width), min_size=1, max_size=4))
     if positions in ("rotary", "shortformer"):
-        layers.append(
-            Attention(2, 2, smear=draw(st.booleans()), positions=draw(st.booleans()))
-        )
+        layers.append(Attention(2, 2, smear=draw(st.booleans()), positions=draw(st.booleans())))
     return ModelConfig(
         d_vocab=draw(st.integers(2, 30)),
         d_model=width,

@@ -1,0 +1,105 @@
+"""From what was measured to a `Result`: effects, their errors, and what chance would do."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from interp.analysis.result import Result
+from interp.analysis.units import HEAD
+
+Row = tuple[np.ndarray, np.ndarray]
+"""A measure's value for every unit, and its standard error."""
+
+
+def mean_and_error(samples: np.ndarray) -> Row:
+    """Over the second axis, that of the sequences; the error of one sequence is NaN, never 0."""
+    n = samples.shape[1]
+    mean = samples.mean(1)
+    return mean, samples.std(1, ddof=1) / np.sqrt(n) if n > 1 else np.full_like(mean, np.nan)
+
+
+def effect_rows(
+    clean: np.ndarray, changed: np.ndarray, controls: Sequence[Sequence[int]]
+) -> dict[str, Row]:
+    """Each unit's effect and the clean value; mean, lowest and highest effect of its controls.
+
+    Args:
+        clean: `[sequence ...]`.
+        changed: `[change sequence ...]`; the units' own changes come first.
+        controls: for each unit, which changes it is compared with.
+    """
+    n_units = len(controls)
+    differences = changed - clean
+    rows = {
+        "effect": mean_and_error(differences[:n_units]),
+        "clean": mean_and_error(np.broadcast_to(clean, (n_units, *clean.shape))),
+    }
+    if any(controls):
+        rows |= control_rows(differences.mean(1), controls)
+    return rows
+
+
+def control_rows(means: np.ndarray, controls: Sequence[Sequence[int]]) -> dict[str, Row]:
+    """Mean, lowest and highest over the draws that each unit is compared with."""
+    unknown = np.full((len(controls), *means.shape[1:]), np.nan)
+    return {
+        name: (_over_draws(summary, means, controls), unknown)
+        for name, summary in (("random", np.mean), ("random_low", np.min), ("random_high", np.max))
+    }
+
+
+def _over_draws(summary: Any, means: np.ndarray, controls: Sequence[Sequence[int]]) -> np.ndarray:
+    nothing = np.full(means.shape[1:], np.nan)
+    return np.stack([summary(means[list(c)], axis=0) if c else nothing for c in controls])
+
+
+def effects(
+    name: str,
+    rows: Mapping[str, Row],
+    axes: Mapping[str, Sequence[Any]],
+    unit: str | Mapping[str, str],
+    provenance: Mapping[str, Any],
+) -> Result:
+    """A Result over "measure" and these axes; chance is what the random draws do on average."""
+    shape = (len(rows), *(len(labels) for labels in axes.values()))
+    values = np.stack([value for value, _ in rows.values()]).reshape(shape)
+    errors = np.stack([error for _, error in rows.values()]).reshape(shape)
+    chance = None
+    if "random" in rows:
+        chance = np.full(shape, np.nan)
+        chance[list(rows).index("effect")] = values[list(rows).index("random")]
+    return Result(
+        name,
+        values,
+        ("measure", *axes),
+        labels={"measure": tuple(rows), **{axis: tuple(x) for axis, x in axes.items()}},
+        standard_error=errors,
+        chance=chance,
+        unit=unit,
+        provenance=dict(provenance),
+    )
+
+
+def unit_axes(labels: Sequence[str], measured: Sequence[int] | None) -> dict[str, Sequence[Any]]:
+    """The axes of units with these labels, of which a metric measures one or several positions.
+
+    Units at single positions make a grid with an axis "position", where they are all there.
+    """
+    names = [label.partition("@")[0] for label in labels]
+    axis = "head" if all(HEAD.fullmatch(name) for name in names) else "component"
+    if measured is None and (positions := _grid(labels)):
+        return {axis: list(dict.fromkeys(names)), "position": positions}
+    axis = axis if names == list(labels) else "component"
+    return {axis: labels} if measured is None else {axis: labels, "position": measured}
+
+
+def _grid(labels: Sequence[str]) -> list[int]:
+    """The positions, where labels are every name at each of the same positions, of several."""
+    names = dict.fromkeys(label.partition("@")[0] for label in labels)
+    places = list(dict.fromkeys(label.partition("@")[2] for label in labels))
+    grid = [f"{name}@{place}" for name in names for place in places]
+    whole = all(re.fullmatch(r"-?\d+", place) for place in places)
+    many = whole and len(places) > 1 and list(labels) == grid
+    return [int(place) for place in places] if many else []

@@ -1,0 +1,251 @@
+"""The way from a stream through the convolutions below a head to its queries, keys and values.
+
+A query, key or value at position t is `Σ_j x_{t-j} K_j + constants`, where x is the stream that
+enters the lowest convolution of the run directly below the head. Attention and MLPs are no linear
+maps and end the run: what they wrote is part of x.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from interp.analysis.stages import Constants, ConvStage, HeadStage, NormStage, Scale, moving, stay
+from interp.models import HookedSequenceModel
+from interp.models.attention import Attention
+from interp.models.block import AttentionBlock, Block, ConvBlock
+from interp.models.norm import Norm
+from interp.models.shapes import KeyMask, Stream
+
+Channel = Literal["q", "k", "v"]
+CHANNELS: tuple[Channel, ...] = get_args(Channel)
+HEAD = re.compile(r"L(\d+)H(\d+)")
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """From the stream that enters a run of convolutions to one head's queries, keys or values."""
+
+    head: str
+    channel: Channel
+    layer: int
+    convs: tuple[ConvStage, ...]
+    end: HeadStage
+    n_ctx: int
+
+    @property
+    def source(self) -> str:
+        """The hook point of the stream that is read."""
+        return f"blocks.{self.layer}.hook_resid_pre"
+
+    @property
+    def lags(self) -> int:
+        """How many tokens are read, the current one included: lags along the way add up."""
+        smeared = self.end.share is not None
+        return 1 + sum(conv.lags - 1 for conv in self.convs) + smeared
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The norms whose scales the maps depend on, from the lowest; their module names."""
+        stages = (*self.convs, self.end)
+        return tuple(stage.norm.name for stage in stages if stage.norm is not None)
+
+    def maps(self, scales: Mapping[str, float]) -> Float[Tensor, "lag d_model d_head"]:
+        """The map of each lag, for a position that has all its lags."""
+        d_model = self.end.weight.shape[0]
+        maps = torch.eye(d_model).to(self.end.weight)[None]
+        for conv in self.convs:
+            maps = conv.parts(maps, _scale(conv, scales), stay)
+        return self.end.maps(maps, _scale(self.end, scales))
+
+    def parts(
+        self, stream: Stream, scales: Mapping[str, Scale], key_mask: KeyMask | None = None
+    ) -> Float[Tensor, "lag batch pos d_head"]:
+        """What the tokens of each lag add, exactly: the scales are those of these sequences."""
+        parts = stream[None]
+        for conv in self.convs:
+            parts = conv.parts(parts, _scale(conv, scales), moving(key_mask))
+        return self.end.parts(parts, _scale(self.end, scales), key_mask)
+
+    def constants(
+        self, n_pos: int, scales: Mapping[str, Scale], key_mask: KeyMask | None = None
+    ) -> Constants:
+        """What offsets, biases and shortformer positions add, by the name of the parameter.
+
+        They depend on the position while it is too early to have all lags.
+        """
+        constants: Constants = {}
+        for conv in self.convs:
+            scale, move = _scale(conv, scales), moving(key_mask)
+            constants = conv.constants(constants, n_pos, scale, move)
+        return self.end.constants(constants, n_pos, _scale(self.end, scales), key_mask)
+
+
+def route(model: Any, head: str, channel: Channel) -> Route:
+    """The run of convolutions directly below a head, its weights at least in float32.
+
+    Raises:
+        TypeError: not an interp model: the maps are read from its weights.
+        ValueError: no such head or channel; the message lists those there are.
+    """
+    if channel not in CHANNELS:
+        raise ValueError(f"channel is {channel!r}; choose one of {', '.join(CHANNELS)}")
+    model = ours(model)
+    layer, index = place_of(model, head)
+    convs = run_below(model, layer)
+    return Route(
+        head=head,
+        channel=channel,
+        layer=min(convs, default=layer),
+        convs=tuple(conv_stage(model, below) for below in convs),
+        end=_head_stage(model, layer, index, channel),
+        n_ctx=model.config.n_ctx,
+    )
+
+
+def ours(model: Any) -> HookedSequenceModel:
+    """The model, or the one inside a compiled one; a TypeError for any other library's."""
+    inner = getattr(model, "_orig_mod", model)
+    if not isinstance(inner, HookedSequenceModel):
+        raise TypeError(
+            f"{type(model).__name__} has no convolution or smearing that can be read; give an "
+            "interp model, such as interp.load('conv-attn')"
+        )
+    return inner
+
+
+def place_of(model: HookedSequenceModel, head: str) -> tuple[int, int]:
+    """Layer and index of a head written "L1H3".
+
+    Raises:
+        ValueError: there is no such head; the message lists those there are.
+    """
+    match = HEAD.fullmatch(head) if isinstance(head, str) else None
+    there = ", ".join(
+        f"L{layer}H0 to L{layer}H{spec.n_heads - 1}" if spec.n_heads > 1 else f"L{layer}H0"
+        for layer, spec in model.config.attention_layers.items()
+    )
+    there = f"the heads are {there}" if there else "it has no attention layer"
+    if match is None:
+        raise ValueError(f'head is {head!r}, but a head is written "L1H3"; {there}')
+    layer, index = int(match[1]), int(match[2])
+    if layer in model.conv_layers:
+        raise ValueError(f"{head}: layer {layer} is a convolution and has no heads; {there}")
+    if layer not in model.attention_layers or index >= model.attn(layer).W_Q.shape[0]:
+        raise ValueError(f"there is no head {head}; {there}")
+    return layer, index
+
+
+def run_below(model: HookedSequenceModel, layer: int) -> tuple[int, ...]:
+    """The convolutions directly below a layer, lowest first; an MLP ends the run."""
+    first = layer
+    while first > 0 and _is_linear(model.blocks[first - 1]):
+        first -= 1
+    return tuple(range(first, layer))
+
+
+def wide(x: Tensor) -> Tensor:
+    """A weight without its gradient, in float32 or wider: 16 bits are too few to add up in."""
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+
+
+def rotation(attn: Attention, distance: int = 0) -> Float[Tensor, "d_head d_head"]:
+    """R with score(t, s) = q_t R k_sᵀ / √d_head at distance t - s, for rotary positions.
+
+    The identity where positions are not rotary: there a distance is refused.
+
+    Raises:
+        ValueError: a distance that no score of this model has.
+    """
+    identity = torch.eye(attn.W_Q.shape[-1]).to(wide(attn.W_Q))
+    if attn.rotary is None:
+        if distance:
+            raise ValueError(
+                f"distance is {distance}, but without rotary positions the circuit is the same "
+                "at every distance; leave it out"
+            )
+        return identity
+    if not 0 <= distance < attn.rotary.n_ctx:
+        raise ValueError(
+            f"distance is {distance}, but must be 0 to n_ctx - 1 = {attn.rotary.n_ctx - 1}"
+        )
+    as_heads = identity.expand(1, distance + 1, -1, -1)
+    return attn.rotary(as_heads)[0, distance].to(identity)
+
+
+def turn_at(attn: Attention, distance: int) -> Float[Tensor, "d_head d_head"]:
+    """The rotation over a distance; a layer without rotary positions has none."""
+    return rotation(attn, distance if attn.rotary is not None else 0)
+
+
+def check_distance(model: HookedSequenceModel, distance: int) -> None:
+    """Refuse a distance before any work: without rotary positions, or outside the context.
+
+    Raises:
+        ValueError: a distance that no score of this model has.
+    """
+    layers = [model.attn(layer) for layer in model.attention_layers]
+    rotary = [attn for attn in layers if attn.rotary is not None]
+    for attn in rotary[:1] or layers[:1]:
+        rotation(attn, distance)
+
+
+def at_distance(model: HookedSequenceModel, distance: int) -> dict[str, int]:
+    """What a provenance says of the distance: nothing, where no layer has rotary positions."""
+    rotary = any(model.attn(layer).rotary is not None for layer in model.attention_layers)
+    return {"distance": distance} if rotary else {}
+
+
+def _is_linear(block: nn.Module) -> bool:
+    return isinstance(block, ConvBlock) and block.mlp is None
+
+
+def _scale(stage: ConvStage | HeadStage, scales: Mapping[str, Scale]) -> Scale:
+    return 1.0 if stage.norm is None else scales[stage.norm.name]
+
+
+def _maybe_wide(x: Tensor | None) -> Tensor | None:
+    return None if x is None else wide(x)
+
+
+def _norm_stage(model: HookedSequenceModel, layer: int) -> NormStage | None:
+    norm = cast(Block, model.blocks[layer]).ln1
+    if not isinstance(norm, Norm):
+        return None
+    name = f"blocks.{layer}.ln1"
+    return NormStage(name, norm.centered, _maybe_wide(norm.w), _maybe_wide(norm.b), norm.eps)
+
+
+def conv_stage(model: HookedSequenceModel, layer: int) -> ConvStage:
+    """The convolution of one layer, with its norm and its residual path."""
+    conv = model.conv(layer)
+    return ConvStage(
+        name=f"blocks.{layer}.conv",
+        norm=_norm_stage(model, layer),
+        weight=wide(conv.W),
+        lag_bias=_maybe_wide(conv.b_lags),
+        bias=_maybe_wide(conv.b_conv),
+        residual=model.config.residual,
+        post_norm=model.config.norm_place == "post",
+    )
+
+
+def _head_stage(model: HookedSequenceModel, layer: int, index: int, channel: Channel) -> HeadStage:
+    attn = cast(AttentionBlock, model.blocks[layer]).attn
+    weight = {"q": attn.W_Q, "k": attn.W_K, "v": attn.W_V}[channel]
+    bias = {"q": attn.b_Q, "k": attn.b_K, "v": attn.b_V}[channel]
+    adds_positions = model.config.positions == "shortformer" and attn.sees_positions
+    smeared = attn.smear is not None and channel == "k"
+    return HeadStage(
+        name=f"blocks.{layer}.attn",
+        channel=channel,
+        norm=None if model.config.norm_place == "post" else _norm_stage(model, layer),
+        weight=wide(weight[index]),
+        bias=None if bias is None else wide(bias[index]),
+        positions=wide(model.W_pos) if adds_positions and channel != "v" else None,
+        share=wide(attn.smear)[index].sigmoid() if smeared and attn.smear is not None else None,
+    )

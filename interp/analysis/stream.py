@@ -1,0 +1,216 @@
+"""The last residual stream as a sum: embeddings, lags, heads, MLPs and biases, one at a time.
+
+With the norms' scales frozen at their cached values the sum is exact, in three kinds of model:
+
+* pre-norm: the stream is the sum of everything that was written to it;
+* post-norm: every norm stands on the stream itself, and each part goes through all later ones as
+  `C diag(γ) / s`; the norms' offsets are parts of their own;
+* without a residual stream: the last sublayer replaces what was there, and its parts are all.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.analysis.routes import wide
+from interp.analysis.stages import NormStage
+from interp.models import HookedSequenceModel
+from interp.models.attention import Attention
+from interp.models.block import AttentionBlock, Block
+from interp.models.norm import Norm
+from interp.models.protocol import View, undisturbed
+from interp.models.shapes import Stream, Tokens
+from interp.models.view import EverythingHeard
+
+By = Literal["heads", "layers"]
+Heard = Mapping[str, Tensor]
+Part = tuple[str, Float[Tensor, "... d_model"]]
+"""A part's label and what it writes, which may be the same everywhere."""
+
+
+class StreamParts(ABC):
+    """What an attribution asks of a model: run it, and give the parts of its last stream."""
+
+    @abstractmethod
+    def hear(self, tokens: Tokens) -> Heard:
+        """Run the model and keep what the parts are made of."""
+
+    @abstractmethod
+    def parts(self, heard: Heard) -> Iterator[tuple[str, Stream]]:
+        """The parts of the stream that the last norm reads, one at a time."""
+
+    def scale(self, heard: Heard) -> Float[Tensor, "batch pos 1"] | None:
+        """What the last norm divides by; None where there is none."""
+        return heard.get("ln_final.hook_scale")
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A write to the stream, and the norm that stands on the stream after it (post-norm)."""
+
+    names: tuple[str, ...]
+    parts: Callable[[Heard], Iterator[Part]]
+    norm: NormStage | None = None
+
+
+class OurParts(StreamParts):
+    """Of an interp model."""
+
+    def __init__(self, model: HookedSequenceModel, by: By = "heads"):
+        self.model, self.residual = model, model.config.residual
+        self.steps = tuple(_steps(model, by))
+
+    def names(self, before: int | None = None) -> list[str]:
+        """The hook points that the parts before a layer (default: all) are made of."""
+        steps = self.steps[: self.end(before)]
+        names = {name: None for step in steps for name in step.names}
+        norms = {f"{step.norm.name}.hook_scale": None for step in steps if step.norm is not None}
+        return [*names, *norms]
+
+    def end(self, before: int | None) -> int:
+        """How many steps come before a layer; before None, all."""
+        blocks = cast(list[Block], list(self.model.blocks)[:before])
+        return 1 + sum(1 + (block.mlp is not None) for block in blocks)
+
+    def hear(self, tokens: Tokens, more: tuple[str, ...] = ()) -> Heard:
+        """Run up to the last norm: no logit is computed."""
+        heard: dict[str, Tensor] = {}
+
+        def keep(activation: Tensor, hook: Any) -> None:
+            heard[hook.name] = wide(activation)
+            if hook.name == "ln_final.hook_scale":
+                raise EverythingHeard
+
+        names = [*self.names(), *more]
+        if isinstance(self.model.ln_final, Norm):
+            names.append("ln_final.hook_scale")
+        ears: list[Any] = [(name, keep) for name in dict.fromkeys(names)]
+        stop = None if isinstance(self.model.ln_final, Norm) else len(self.model.blocks)
+        with undisturbed(self.model), suppress(EverythingHeard):
+            self.model.run_with_hooks(tokens, fwd_hooks=ears, stop_at_layer=stop)
+        return heard
+
+    def parts(self, heard: Heard, before: int | None = None) -> Iterator[tuple[str, Stream]]:
+        """The parts of the stream before a layer, or of the last stream."""
+        end = self.end(before)
+        shape = heard["hook_embed"].shape
+        for index in range(0 if self.residual else end - 1, end):
+            step = self.steps[index]
+            for label, x in step.parts(heard):
+                yield label, self.carry(x, heard, index, end).expand(shape)
+            if step.norm is not None and step.norm.offset is not None:
+                offset = self.carry(step.norm.offset, heard, index + 1, end)
+                yield f"{step.norm.name}.b", offset.expand(shape)
+
+    def carry(self, x: Tensor, heard: Heard, start: int, end: int) -> Tensor:
+        """What becomes of a part that step `start` wrote, by the time step `end` reads it."""
+        for step in self.steps[start:end]:
+            if step.norm is not None:
+                x = step.norm(x, heard[f"{step.norm.name}.hook_scale"])
+        return x
+
+
+class BridgeParts(StreamParts):
+    """Of a `TransformerBridge`."""
+
+    def __init__(self, seen: View, by: By = "heads"):
+        self.seen, self.model, self.by = seen, seen.model, by
+
+    def hear(self, tokens: Tokens) -> Heard:
+        """Run the model; its logits are kept to compare the sum with."""
+        ends = ("hook_embed", "hook_pos_embed", "_out", "attn.hook_z", "ln_final.hook_scale")
+        device = next(self.model.parameters()).device
+        with undisturbed(self.model):
+            logits, cache = self.model.run_with_cache(
+                tokens.to(device), names_filter=lambda name: name.endswith(ends)
+            )
+        heard = {name: wide(x) for name, x in cache.items() if isinstance(x, Tensor)}
+        return {**heard, "logits": wide(logits)}
+
+    def parts(self, heard: Heard) -> Iterator[tuple[str, Stream]]:
+        """The embeddings, then layer by layer what was written."""
+        for name in ("embed", "pos_embed"):
+            if f"hook_{name}" in heard:
+                yield name, heard[f"hook_{name}"]
+        for layer in range(self.seen.n_layers):
+            if self.by == "heads" and layer in self.seen.heads:
+                yield from self._heads(layer, heard)
+            elif f"blocks.{layer}.hook_attn_out" in heard:
+                yield f"L{layer}.attn", heard[f"blocks.{layer}.hook_attn_out"]
+            if f"blocks.{layer}.hook_mlp_out" in heard:
+                yield f"L{layer}.mlp", heard[f"blocks.{layer}.hook_mlp_out"]
+
+    def _heads(self, layer: int, heard: Heard) -> Iterator[tuple[str, Stream]]:
+        attn, z = self.model.blocks[layer].attn, heard[f"blocks.{layer}.attn.hook_z"]
+        for head, W_O in enumerate(wide(attn.W_O)):
+            yield f"L{layer}H{head}", z[:, :, head] @ W_O
+        if attn.b_O is not None:
+            yield f"blocks.{layer}.attn.b_O", wide(attn.b_O).expand(heard["hook_embed"].shape)
+
+
+def stream_parts(seen: View, by: By) -> StreamParts:
+    """The parts of a model of ours or of a bridge."""
+    if isinstance(seen.model, HookedSequenceModel):
+        return OurParts(seen.model, by)
+    return BridgeParts(seen, by)
+
+
+def norm_stage(norm: Any, name: str) -> NormStage | None:
+    """A norm as a linear map; None where there is no norm."""
+    if not isinstance(norm, Norm):
+        return None
+    gain, offset = (None if x is None else wide(x) for x in (norm.w, norm.b))
+    return NormStage(name, norm.centered, gain, offset, norm.eps)
+
+
+def _steps(model: HookedSequenceModel, by: By) -> Iterator[Step]:
+    positions = model.pos_embed is not None and model.positions_enter_stream
+    embeddings = ("hook_embed", "hook_pos_embed") if positions else ("hook_embed",)
+    yield Step(embeddings, lambda heard: ((n.removeprefix("hook_"), heard[n]) for n in embeddings))
+    post = model.config.norm_place == "post"
+    for layer, block in enumerate(cast(list[Block], list(model.blocks))):
+        norms = (norm_stage(getattr(block, n, None), f"blocks.{layer}.{n}") for n in ("ln1", "ln2"))
+        after_mixer, after_mlp = norms if post else (None, None)
+        mixer = "attn" if isinstance(block, AttentionBlock) else "conv"
+        if by == "layers":
+            yield _whole(layer, mixer, after_mixer)
+        elif isinstance(block, AttentionBlock):
+            yield _heads(layer, block.attn, after_mixer)
+        else:
+            yield _lags(layer, block.mixer_bias, after_mixer)
+        if block.mlp is not None:
+            yield _whole(layer, "mlp", after_mlp)
+
+
+def _whole(layer: int, what: str, norm: NormStage | None) -> Step:
+    name = f"blocks.{layer}.hook_{what}_out"
+    return Step((name,), lambda heard: iter([(f"L{layer}.{what}", heard[name])]), norm)
+
+
+def _heads(layer: int, attn: Attention, norm: NormStage | None) -> Step:
+    name = f"blocks.{layer}.attn.hook_z"
+
+    def parts(heard: Heard) -> Iterator[Part]:
+        for head, W_O in enumerate(wide(attn.W_O)):
+            yield f"L{layer}H{head}", heard[name][:, :, head] @ W_O
+        if attn.b_O is not None:
+            yield f"blocks.{layer}.attn.b_O", wide(attn.b_O)
+
+    return Step((name,), parts, norm)
+
+
+def _lags(layer: int, bias: Tensor | None, norm: NormStage | None) -> Step:
+    name = f"blocks.{layer}.conv.hook_lags"
+
+    def parts(heard: Heard) -> Iterator[Part]:
+        for lag, term in enumerate(heard[name].unbind(1)):
+            yield f"L{layer}.lag{lag}", term
+        if bias is not None:
+            yield f"blocks.{layer}.conv.b_conv", wide(bias)
+
+    return Step((name,), parts, norm)

@@ -1,0 +1,105 @@
+"""The end of a forward pass: predictions, computed no further than they are asked for."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.models.shapes import Logits, Stream, Tokens
+
+LOGITS_AT_ONCE = 2_500_000
+"""How many logits are made before they become losses: few enough to stay in a cache."""
+
+Losses = Float[Tensor, "batch pos"]
+Choices = Int[Tensor, "batch pos _"]
+ChosenLogits = Float[Tensor, "batch pos _"]
+
+
+class Outputs(ABC):
+    """What a model predicts at some positions. In float32 or wider."""
+
+    @abstractmethod
+    def logits(self) -> Logits:
+        """All logits: the most that can be asked for."""
+
+    @abstractmethod
+    def losses(self, targets: Tokens) -> Losses:
+        """The cross-entropy in nats of one target per position."""
+
+    @abstractmethod
+    def logits_of(self, tokens: Choices) -> ChosenLogits:
+        """The logits of a few tokens per position."""
+
+
+class OutputsOfLogits(Outputs):
+    """Of a model that hands out logits only."""
+
+    def __init__(self, logits: Logits):
+        self._logits = wide(logits)
+
+    def logits(self) -> Logits:
+        """All logits."""
+        return self._logits
+
+    def losses(self, targets: Tokens) -> Losses:
+        """The cross-entropy in nats of one target per position."""
+        targets = targets.to(self._logits.device)
+        return F.cross_entropy(self._logits.transpose(1, 2), targets, reduction="none")
+
+    def logits_of(self, tokens: Choices) -> ChosenLogits:
+        """The logits of a few tokens per position."""
+        return self._logits.gather(-1, tokens.to(self._logits.device))
+
+
+class OutputsOfStream(Outputs):
+    """Of a model whose unembedding is at hand: losses never hold all logits at once."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        unembed: Callable[[Stream], Logits],
+        W_U: Float[Tensor, "d_model vocab"],
+        b_U: Float[Tensor, " vocab"] | None,
+    ):
+        self._stream, self._unembed, self._W_U, self._b_U = stream, unembed, W_U, b_U
+
+    def logits(self) -> Logits:
+        """All logits."""
+        return wide(self._unembed(self._stream))
+
+    def losses(self, targets: Tokens) -> Losses:
+        """The cross-entropy in nats of one target per position, a few rows of logits at a time."""
+        flat = targets.to(self._stream.device).flatten()
+        at_once = max(1, LOGITS_AT_ONCE // self._W_U.shape[1])
+        rows = self._stream.flatten(0, 1)[None].split(at_once, dim=1)
+        parts = [
+            F.cross_entropy(wide(self._unembed(some))[0], wanted, reduction="none")
+            for some, wanted in zip(rows, flat.split(at_once), strict=True)
+        ]
+        return torch.cat(parts).view(targets.shape)
+
+    def logits_of(self, tokens: Choices) -> ChosenLogits:
+        """The logits of a few tokens per position: dot products, and no unembedding."""
+        tokens = tokens.to(self._stream.device)
+        directions = self._W_U.T[tokens]
+        logits = wide(torch.einsum("bpm,bpcm->bpc", self._stream, directions))
+        return logits if self._b_U is None else logits + self._b_U[tokens]
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32 or wider: 16 bits are too few for a loss."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def at_positions(
+    stream: Stream, positions: Sequence[int] | None
+) -> Float[Tensor, "batch chosen d_model"]:
+    """The stream at these positions, as a view where they are all or a range."""
+    if positions is None:
+        return stream
+    if isinstance(positions, range) and positions.step == 1:
+        return stream[:, positions.start : positions.stop]
+    return stream[:, list(positions)]

@@ -1,0 +1,226 @@
+"""When it happens: a curve with its phase change shaded, and intervals in tokens, row by row."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import plotly.graph_objects as go
+
+from interp.analysis.result import Result
+from interp.plots import style
+from interp.plots.curves import BOTTOM, TOP
+from interp.plots.development import steps
+from interp.plots.runs import kind_of, looks_of
+
+WINDOW, SPREAD = 0.26, 0.10  # opacity of the window, and of what its ends' intervals add
+ROW_HEIGHT = 54  # pixels
+NOTE_WIDTH, NOTE_LINE = 52, 18  # characters that fit beside a phone's edge; pixels
+MOMENTS = ("start", "end")
+
+
+def shaded(result: Result, change: Result) -> go.Figure:
+    """A score against tokens with its phase change shaded, and paler the intervals of its ends.
+
+    Args:
+        result: one score over "step", and perhaps "sample".
+        change: what `interp.phase_change` says of it.
+
+    Raises:
+        ValueError: axes other than these, or a phase change of several scores.
+
+    >>> curve = Result("score", np.array([0, 0, 1]), ("step",), {"step": (1, 10, 100)})
+    >>> from interp.analysis import phase_change
+    >>> len(shaded(curve, phase_change(curve)).layout.shapes)
+    1
+    """
+    if set(change.axes) != {"interval", "measure"}:
+        raise ValueError(
+            f"{change.name} has the axes {change.axes}; one phase change is drawn: choose it with "
+            "sel()"
+        )
+    if len(result.labels.get("measure", ())) == 1:
+        result = result.sel(measure=result.labels["measure"][0])
+    if not {"step"} <= set(result.axes) <= {"step", "sample"}:
+        raise ValueError(
+            f'{result.name} has the axes {result.axes}; one score over "step" is shaded: choose it '
+            "with sel()"
+        )
+    figure = steps(result)
+    times = {name: _times(change.sel(measure=name)) for name in MOMENTS}
+    (start, first, _), (end, _, last) = times["start"], times["end"]
+    if math.isnan(start):
+        note = f"no phase change: {change.provenance.get('no_change', 'none was found')}"
+    else:
+        note = f"80 % of the change from {_short(start)} to {_short(end)} {_clock(change)}"
+        spans = ((start, end, WINDOW), (first, start, SPREAD), (end, last, SPREAD))
+        for left, right, opacity in spans:
+            if left < right:
+                _shade(figure, left, right, opacity)
+    lines, layout = textwrap.wrap(note, NOTE_WIDTH), cast(Any, figure.layout)
+    more = NOTE_LINE * len(lines)
+    return figure.update_layout(
+        title={"text": "<br>".join([layout.title.text, *map(style.small, lines)])},
+        margin={"t": layout.margin.t + more},
+        height=layout.height + more,
+    )
+
+
+def _shade(figure: go.Figure, left: float, right: float, opacity: float) -> None:
+    figure.add_shape(
+        type="rect", x0=left, x1=right, y0=0, y1=1, yref="y domain", layer="below",
+        fillcolor=style.faded(style.SERIES[5], opacity), line={"width": 0},
+    )  # fmt: skip
+
+
+def _times(part: Result) -> tuple[float, float, float]:
+    estimate, low, high = (float(part.sel(interval=which)) for which in ("estimate", "low", "high"))
+    return estimate, low, high
+
+
+def _clock(result: Result) -> str:
+    return result.unit if isinstance(result.unit, str) else result.unit["start"]
+
+
+def _short(number: float) -> str:
+    """A count of tokens to three digits; of infinitely many, "never".
+
+    >>> _short(1234567), _short(45.25), _short(2e9)
+    ('1.23M', '45.2', '2B')
+    """
+    if math.isinf(number):
+        return "never"
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
+
+
+def intervals(result: Result) -> go.Figure:
+    """When each kind of model gets there, or when each curve changes: a row each, on a log axis.
+
+    Of `tokens_to_reach`, a diamond on the line of its interval, and a dot for every run; a run that
+    never got there is a triangle at the edge. Of `phase_change`, the window as a bar, and the
+    intervals of its two ends as lines.
+
+    Args:
+        result: what one of these two returned; `phase_change` of at most one further axis.
+
+    Raises:
+        ValueError: other axes.
+    """
+    others = [axis for axis in result.axes if axis not in ("interval", "measure")]
+    if "interval" not in result.axes or len(others) > 1:
+        raise ValueError(
+            f'{result.name} has the axes {result.axes}; rows are drawn of "interval" and one more '
+            "axis: choose the rest with sel()"
+        )
+    labels = result.labels[others[0]] if others else ("",)
+    parts = [result.sel(**{others[0]: label}) if others else result for label in labels]
+    left, right = _limits(result)
+    if "measure" in result.axes:
+        rows = [_window(*row) for row in enumerate(parts)]
+    else:
+        names = [str(label) for label in labels]
+        colours = [colour for colour, _ in looks_of([kind_of(name) for name in names])]
+        drawn = zip(range(len(names)), parts, names, colours, strict=True)
+        rows = [_reaching(*row, edge=right) for row in drawn]
+    ticks = [
+        f"{style.words(str(label))}<br>{style.small(row.reading)}"
+        for label, row in zip(labels, rows, strict=True)
+    ]
+    traces = [trace for row in rows for trace in row.traces]
+    return go.Figure(traces, layout=_layout(result, ticks, (left, right)))
+
+
+class _Row(NamedTuple):
+    """What is drawn of one row, and what is written beside it."""
+
+    traces: list[go.Scatter]
+    reading: str
+
+
+def _window(row: int, part: Result) -> _Row:
+    start, *start_bounds = _times(part.sel(measure="start"))
+    end, *end_bounds = _times(part.sel(measure="end"))
+    if math.isnan(start):
+        return _Row([], "no phase change")
+    colour = style.SERIES[0]
+    bar = _marks([start, end], row, style.faded(colour, 0.45), width=14)
+    ends = [_marks(bounds, row, colour, width=2) for bounds in (start_bounds, end_bounds)]
+    return _Row([bar, *ends], f"{_short(start)} to {_short(end)}")
+
+
+def _reaching(row: int, part: Result, name: str, colour: str, edge: float) -> _Row:
+    estimate, low, high = _times(part)
+    each = part.provenance.get("each", {}).get(name, {})
+    there = [tokens for tokens in each.values() if tokens is not None]
+    never = len(each) - len(there)
+    traces = [_marks([low, min(high, edge)], row, colour, width=2)] if low < edge else []
+    traces += [_marks(there, row, style.faded(colour, 0.6), size=7)] if there else []
+    traces += [_marks([edge], row, colour, size=9, symbol="triangle-right")] if never else []
+    if math.isfinite(estimate):
+        traces.append(_marks([estimate], row, colour, size=10, symbol="diamond"))
+    reading = _short(estimate)
+    if not math.isnan(low):
+        reading += f" ({_short(low)} to {_short(high)})"
+    if never:
+        counted = f"never in {never} of {len(each)} runs"
+        reading = f"{reading}; {counted}" if there else counted
+    return _Row(traces, reading)
+
+
+def _marks(
+    x: Sequence[float],
+    row: int,
+    colour: str,
+    *,
+    width: float = 0,
+    size: float = 0,
+    symbol: str = "circle",
+) -> go.Scatter:
+    return go.Scatter(
+        x=x,
+        y=[row] * len(x),
+        mode="markers" if size else "lines",
+        line={"color": colour, "width": width},
+        marker={"color": colour, "size": size, "symbol": symbol},
+        cliponaxis=False,
+        text=[_short(place) for place in x],
+        hovertemplate="%{text}<extra></extra>",
+    )
+
+
+def _limits(result: Result) -> tuple[float, float]:
+    """The ends of the axis: what is finite with room around it, and more room for what is not."""
+    part = result.sel(measure=MOMENTS) if "measure" in result.axes else result
+    runs = (run for each in result.provenance.get("each", {}).values() for run in each.values())
+    times = [*part.values.ravel(), *(run for run in runs if run is not None)]
+    known = [time for time in times if math.isfinite(time)] or [1.0, 10.0]
+    return min(known) / 1.5, max(known) * (3 if math.inf in times else 1.5)
+
+
+def _layout(result: Result, ticks: Sequence[str], limits: tuple[float, float]) -> go.Layout:
+    known = result.provenance
+    about = f"{known['measure']} of {known['score']:g}" if "score" in known else ""
+    note = style.words(about) or style.origin(result)
+    low, high = np.log10(limits)
+    powers = range(math.floor(low), math.ceil(high))
+    steps = (1,) if high - low > 3 else (1, 3) if high - low > 1.5 else (1, 2, 5)
+    places = [digit * 10.0**power for power in powers for digit in steps]
+    return style.layout(
+        result,
+        title={"text": f"<b>{style.words(result.name)}</b><br>{style.small(note)}"},
+        height=TOP + ROW_HEIGHT * len(ticks) + BOTTOM,
+        margin={"l": 24, "r": 24, "t": TOP, "b": BOTTOM},
+        showlegend=False,
+        xaxis=style.axis(
+            _clock(result), type="log", range=(low, high),
+            tickvals=places, ticktext=[_short(place) for place in places],
+        ),
+        yaxis=style.axis(
+            tickvals=list(range(len(ticks))), ticktext=ticks, range=(len(ticks) - 0.5, -0.5),
+            showgrid=False, fixedrange=True, ticklabelstandoff=10,
+        ),
+    )  # fmt: skip
