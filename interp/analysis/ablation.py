@@ -107,6 +107,7 @@ def ablate(
     Source: Olsson et al., In-context Learning and Induction Heads (2022); Wang et al.,
     Interpretability in the Wild (2022), for direct paths.
 
+    >>> import torch
     >>> from interp.models import HookedConvAttn
     >>> model = HookedConvAttn(d_vocab=100, d_model=32, n_heads=4, n_ctx=64)
     >>> tokens = torch.arange(80).reshape(4, 20)
