@@ -2,14 +2,19 @@
 
 from interp.analysis.ablation import ablate
 from interp.analysis.attribution import logit_attribution
+from interp.analysis.attribution_patching import attribution_patch
+from interp.analysis.circuits import ov_circuit, qk_circuit
 from interp.analysis.comparison import tokens_to_reach
+from interp.analysis.composition import composition_scores
 from interp.analysis.context import (
     in_context_learning_score,
     loss_by_position,
     repeated_sequence_loss,
 )
 from interp.analysis.convolutions import conv_lags, conv_singular_values, conv_weights
+from interp.analysis.copying import copying_score
 from interp.analysis.development import best_head, development, over_samples
+from interp.analysis.factored import Circuit
 from interp.analysis.heads import (
     duplicate_token_score,
     first_token_score,
@@ -17,6 +22,7 @@ from interp.analysis.heads import (
     induction_score,
     previous_token_score,
 )
+from interp.analysis.induction_circuit import InductionCircuit, circuit
 from interp.analysis.lags import LagCircuits, lag_circuits, lag_pair_shares
 from interp.analysis.lens import lens_tokens, logit_lens
 from interp.analysis.matching import match_table
@@ -25,6 +31,7 @@ from interp.analysis.patching import patch, path_patch
 from interp.analysis.paths import path_attribution
 from interp.analysis.patterns import attention_pattern
 from interp.analysis.phases import phase_change
+from interp.analysis.positional import positional_circuit
 from interp.analysis.reads import Reads, reads
 from interp.analysis.records import recorded, suite, suite_table, training_curves
 from interp.analysis.removal import without_lag_pair
@@ -33,6 +40,8 @@ from interp.analysis.sequences import RepeatedTokens, repeated_tokens
 from interp.analysis.smear import detect_smeared_keys
 
 __all__ = [
+    "Circuit",
+    "InductionCircuit",
     "InductionScore",
     "LagCircuits",
     "LogitDifference",
@@ -41,10 +50,14 @@ __all__ = [
     "Result",
     "ablate",
     "attention_pattern",
+    "attribution_patch",
     "best_head",
+    "circuit",
+    "composition_scores",
     "conv_lags",
     "conv_singular_values",
     "conv_weights",
+    "copying_score",
     "detect_smeared_keys",
     "development",
     "duplicate_token_score",
@@ -59,12 +72,15 @@ __all__ = [
     "logit_lens",
     "loss_by_position",
     "match_table",
+    "ov_circuit",
     "over_samples",
     "patch",
     "path_attribution",
     "path_patch",
     "phase_change",
+    "positional_circuit",
     "previous_token_score",
+    "qk_circuit",
     "reads",
     "recorded",
     "repeated_sequence_loss",

@@ -1,7 +1,7 @@
 """Activation patching of everything at once, to first order: the gradient's estimate."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from interp.analysis.result import Result
 from interp.analysis.sources import Numbers, OtherRun
 from interp.analysis.sweep import Sweep
 from interp.analysis.units import Unit
+from interp.models.hooks import nearest
 from interp.models.shapes import Tokens
 
 
@@ -31,7 +32,7 @@ def attribution_patch(
     metric: str | Metric | Any = "loss",
     direction: Direction = "denoise",
     *,
-    exact: Literal["all"] | Sequence[str] | None = "all",
+    exact: str | Sequence[str] | None = "all",
     max_batch: int | None = None,
 ) -> Result:
     """What would patching each unit do, by one gradient? And how far is that from the truth?
@@ -50,7 +51,7 @@ def attribution_patch(
         units: as in `patch`.
         metric: as in `patch`; one number per sequence.
         direction: as in `patch`.
-        exact: which of the units are patched as well: "all", some of their labels, or None.
+        exact: which of the units are patched as well: "all", some of them, or None.
         max_batch: the most sequences in one pass; by default what fits into free memory.
 
     Returns:
@@ -74,7 +75,7 @@ def attribution_patch(
     >>> from interp.models import HookedAttnAttn
     >>> model = HookedAttnAttn(d_vocab=100, d_model=32, n_heads=2, n_ctx=16)
     >>> clean = torch.arange(20).reshape(2, 10)
-    >>> patched = attribution_patch(model, clean, clean.flip(0), exact=["L1H0"])
+    >>> patched = attribution_patch(model, clean, clean.flip(0), exact="L1H0")
     >>> patched.sel(measure="exact").values.round(1).tolist()[:2]
     [nan, nan]
     """
@@ -85,15 +86,16 @@ def attribution_patch(
             "a metric with one number per sequence, such as 'loss'"
         )
     chosen = runs.catalogue.units(units)
-    labels = [unit.label for unit in chosen]
-    tried = labels if exact == "all" else list(exact or ())
-    if unknown := sorted(set(tried) - set(labels)):
+    if own := [unit.label for unit in chosen if unit.hooks]:
         raise ValueError(
-            f"exact names {unknown[0]!r}, which is not among the units {', '.join(labels[:6])}, ..."
+            f"{own[0]!r} stands for hooks of your own, and what they would change is not known "
+            "before they run; name a unit, or use ablate"
         )
+    tried = _tried(runs, exact, chosen)
+    labels = [unit.label for unit in chosen]
     estimates = _estimates(runs, chosen).numpy()
     rows = {"estimate": mean_and_error(estimates)}
-    rows |= _compared(runs, estimates, [unit for unit in chosen if unit.label in tried], labels)
+    rows |= _compared(runs, estimates, tried, labels)
     exactly = rows["exact"][0]
     origin = {
         **handed_in(runs.seen, runs.tokens),
@@ -105,6 +107,21 @@ def attribution_patch(
     }
     axes = unit_axes(labels, None)
     return effects("attribution_patching", rows, axes, runs.metric.unit, origin)
+
+
+def _tried(
+    runs: Runs, exact: str | Sequence[str] | None, units: Sequence[Unit]
+) -> tuple[Unit, ...]:
+    """The units that are patched as well."""
+    if exact is None:
+        return ()
+    known = {unit.label: unit for unit in units}
+    labels = known if exact == "all" else [unit.label for unit in runs.catalogue.units(exact)]
+    if missing := [label for label in labels if label not in known]:
+        raise ValueError(
+            f"exact asks for {missing[0]}, which is not among the units{nearest(missing[0], known)}"
+        )
+    return tuple(known[label] for label in labels)
 
 
 def _estimates(runs: Runs, units: Sequence[Unit]) -> Float64[Tensor, "unit batch"]:

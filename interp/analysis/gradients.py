@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from interp.analysis.metrics import InductionScore, LogitMetric, Metric
@@ -86,7 +86,7 @@ def _outputs(
             ends = model.unembed, model.W_U, model.unembed.b_U
             return OutputsOfStream(model.ln_final(stream), *ends)
 
-    def cut(stream: Stream, hook: Any) -> Stream:
+    def cut(stream: Stream, hook: Any) -> Float[Tensor, "batch measured d_model"]:
         return stream[:, positions]
 
     device = next(model.parameters()).device

@@ -47,10 +47,11 @@ class Matches:
 
 def matches(
     rows: "Rows",
-    queries: Float[Tensor, "query d_model d_head"],
+    queries: Float[Tensor, "query _ d_head"],
     keys: Float[Tensor, "key d_model d_head"],
+    asking: "Rows | None" = None,
 ) -> Matches:
-    """How far the diagonal of `rows Q Kᵀ rowsᵀ` stands out of its rows, for every Q and K.
+    """How far the diagonal of `asking Q Kᵀ rowsᵀ` stands out of its rows, for every Q and K.
 
     Each row is standardised: a constant per query changes no attention. 0 is no preference; at z
     the token itself scores z deviations above the row's mean.
@@ -59,17 +60,19 @@ def matches(
         rows: `Rows.of(model.W_E)`, or of any other table such as W_pos.
         queries: maps from a row to a query.
         keys: maps from a row to a key.
+        asking: the rows that queries read, as many as `rows`; default: the same rows.
 
     >>> one_hot = torch.eye(10, dtype=torch.float64)
     >>> matches(Rows.of(one_hot), one_hot[None], one_hot[None]).value  # (1 - 0.1) / 0.3
     tensor([[3.]], dtype=torch.float64)
     """
+    asking = rows if asking is None else asking
     of_keys = rows.covariance_of(keys)
     # A row with less variance than rounding leaves prefers no token to another.
-    flat = rows.rounding * torch.einsum("iab,jab->ij", rows.square_of(queries), of_keys)
-    chunks = rows.table.split(ROWS_AT_ONCE)
+    flat = rows.rounding * torch.einsum("iab,jab->ij", asking.square_of(queries), of_keys)
+    chunks = zip(asking.table.split(ROWS_AT_ONCE), rows.table.split(ROWS_AT_ONCE), strict=True)
     return functools.reduce(
-        operator.add, (_Sums.over(chunk, rows, queries, keys, of_keys, flat) for chunk in chunks)
+        operator.add, (_Sums.over(*two, rows, queries, keys, of_keys, flat) for two in chunks)
     ).finish(rows, of_keys)
 
 
@@ -134,16 +137,17 @@ class _Sums:
     @classmethod
     def over(
         cls,
+        asking: Float[Tensor, "vocab _"],
         chunk: Float[Tensor, "vocab d_model"],
         rows: Rows,
-        queries: Float[Tensor, "query d_model d_head"],
+        queries: Float[Tensor, "query _ d_head"],
         keys: Float[Tensor, "key d_model d_head"],
         of_keys: Float[Tensor, "key d_head d_head"],
         flat: Float[Tensor, "query key"],
     ) -> "_Sums":
         chunk = chunk.to(rows.dtype)
         centred = chunk - rows.mean.to(chunk)
-        query = (chunk @ queries.to(chunk))[:, None]
+        query = (asking.to(chunk) @ queries.to(chunk))[:, None]
         key = centred @ keys.to(chunk)
         variance = ((query @ of_keys.to(chunk)) * query).sum(-1, keepdim=True)
         unlike = variance > flat[..., None, None].to(chunk)

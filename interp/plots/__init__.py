@@ -6,9 +6,12 @@ from interp.analysis.result import Result
 from interp.plots import (
     attention,
     attribution,
-    curves,
+    circuits,
+    composition,
     development,
+    effects,
     heatmaps,
+    induction_circuit,
     lags,
     lens,
     phases,
@@ -22,8 +25,9 @@ __all__ = ["AttentionView", "Figure", "figure"]
 def figure(result: Result) -> Figure | AttentionView:
     """The figure that suits a result's axes; `Result.plot()` is this function.
 
-    What runs over "step" against tokens, an "interval" as a row, grids and tables of lags, a view
-    of each "head" by "query" and "key", a curve over "position", bars of each "measure", else a
+    What runs over "step" against tokens, an "interval" as a row, grids and tables of lags,
+    circuits of tokens, composition from "source" to "target", a view of each "head" by "query" and
+    "key", a curve over "position", bars of each "measure", else a
     heatmap of "head".
 
     Raises:
@@ -32,19 +36,25 @@ def figure(result: Result) -> Figure | AttentionView:
     for axis, draw in (
         ("step", development.steps),
         ("interval", phases.intervals),
+        ("edge", induction_circuit.graph),
         ("part", attribution.parts),
         ("path", attribution.parts),
         ("choice", lens.table),
         ("layer", lens.curves),
         ("query_lag", lags.pairs),
-        ("value_lag", pictures.outputs),
+        ("value_lag", circuits.of_values),
         ("conv", lags.convolutions),
         ("rank", lags.spectra),
         ("lag", pictures.weights),
         ("channel", lags.smears),
+        ("query_token", circuits.entries),
+        ("query_position", circuits.entries),
+        ("source_token", circuits.entries),
+        ("distance", circuits.by_distance),
+        ("source", composition.scores),
         ("query", attention.of),
-        ("position", curves.curve),
-        ("measure", curves.measures),
+        ("position", effects.by_position),
+        ("measure", effects.by_unit),
         ("head", heatmaps.heads),
     ):
         if axis in result.axes:

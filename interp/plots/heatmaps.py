@@ -78,8 +78,9 @@ def heads(result: Result) -> go.Figure:
 
     Layer 0 is at the top. Grey is a place without a head: a convolution layer has none, and layers
     may have different numbers of them. Values from 0 to 1 are coloured on that range, others up to
-    their largest, and values of both signs symmetrically around 0. A cell has its value written in
-    it where there is room; hovering tells it with its standard error and chance level.
+    their largest, and values of both signs symmetrically around 0, or around a chance level that
+    all share. A cell has its value written in it where there is room; hovering tells it with its
+    standard error and chance level.
 
     Args:
         result: an axis "head" with labels such as "L1H3", and at most one other axis.
@@ -91,7 +92,8 @@ def heads(result: Result) -> go.Figure:
     places = [_place(str(label), result.name) for label in result.labels["head"]]
     if not places or not panels:
         raise ValueError(f"{result.name} holds no head to draw")
-    grid, scale = _Grid.around(places, len(panels)), _Scale.of(result.values)
+    grid = _Grid.around(places, len(panels))
+    scale = _Scale.of(result.values, _chance_of_all(result))
     width = max(FIGURE_WIDTH, LEFT + grid.width + RIGHT)
     top = TOP + PANEL_TITLE * (len(panels) > 1)
     figure = go.Figure(
@@ -122,12 +124,12 @@ class _Scale:
     colours: tuple[str, ...]
 
     @classmethod
-    def of(cls, values: np.ndarray) -> "_Scale":
+    def of(cls, values: np.ndarray, middle: float = 0.0) -> "_Scale":
         known = values[np.isfinite(values)]
         low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
         if low < 0:
-            reach = max(-low, high)
-            return cls(-reach, reach, style.DIVERGING)
+            reach = max(middle - low, high - middle)
+            return cls(middle - reach, middle + reach, style.DIVERGING)
         return cls(0.0, 1.0 if high <= 1 else high, style.SEQUENTIAL)
 
     def axis(self) -> dict[str, Any]:
@@ -148,6 +150,11 @@ class _Scale:
         luminance = linear @ np.array([0.2126, 0.7152, 0.0722])
         # Here the contrasts (WCAG 2) with white and with the ink, of luminance 0.018, are equal.
         return [style.INK if bright else "white" for bright in luminance > 0.217]
+
+
+def _chance_of_all(result: Result) -> float:
+    chances = [] if result.chance is None else np.unique(result.chance)
+    return float(chances[0]) if len(chances) == 1 and np.isfinite(chances[0]) else 0.0
 
 
 def _place(label: str, name: str) -> tuple[int, int]:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from interp.models import HookedSequenceModel
 from interp.models.shapes import Stream, Tokens
 
-LOGITS_AT_ONCE = 2**24
-"""How many logits one chunk may hold: 64 MB in float32, and enough to keep a GPU busy."""
+LOGITS_AT_ONCE = 2**23
+"""How many logits one chunk may hold: 32 MB in float32, and enough to keep a GPU busy."""
 
 Unembedding = Float[Tensor, "d_model vocab"]
 Bias = Float[Tensor, " vocab"]
@@ -66,23 +66,19 @@ def linear_cross_entropy(
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, W_U: Tensor, b_U: Tensor | None, targets: Tensor) -> Tensor:
-        dtype = _product_dtype(x)
         d_x, d_W = torch.empty_like(x), torch.zeros_like(W_U)
         d_b = None if b_U is None else torch.zeros_like(b_U)
-        total = x.new_zeros((), dtype=torch.promote_types(dtype, torch.float32))
+        unembedding = _Unembedding(x, W_U, b_U)
+        total = x.new_zeros((), dtype=unembedding.memory.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            weight = W_U.to(dtype)
-            for part in _chunks(x, W_U):
-                rows, indices = x[part].to(dtype), targets[part, None]
-                log_p = _logits(rows, weight, b_U).log_softmax(-1)
-                total -= log_p.gather(-1, indices).sum()
-                ones = log_p.new_ones(indices.shape)
-                # softmax - one-hot: the gradient of the sum, in the place of the log-probabilities
-                residual = log_p.exp_().scatter_add_(-1, indices, -ones)
+            for part in unembedding.parts:
+                rows, logits = unembedding(x[part])
+                losses, residual = _losses_and_gradient(logits, targets[part, None])
+                total += losses.sum()
                 if d_b is not None:
                     d_b += residual.sum(0)
-                residual = residual.to(dtype)
-                d_x[part] = residual @ weight.T
+                residual = residual.to(rows.dtype)
+                d_x[part] = residual @ unembedding.weight.T
                 d_W += rows.T @ residual
         ctx.save_for_backward(d_x, d_W, d_b)
         return total / len(x)
@@ -96,34 +92,50 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return *(None if each is None else each * scale for each in ctx.saved_tensors), None
 
 
+def _losses_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's loss, and `softmax - one-hot`: the gradient of their sum, in the logits' place."""
+    chosen, top = logits.gather(-1, targets), logits.amax(-1, keepdim=True)
+    sums = logits.sub_(top).exp_().sum(-1, keepdim=True)
+    gradient = logits.div_(sums).scatter_add_(-1, targets, -torch.ones_like(chosen))
+    return sums.log() + top - chosen, gradient
+
+
 @torch.no_grad()
 def loss_and_accuracy(
     x: Stream, W_U: Unembedding, b_U: Bias | None, targets: Tokens
 ) -> tuple[PerToken, PerToken]:
     """Each token's cross-entropy in nats, and 1 where it has the largest logit, else 0."""
-    rows, indices, shape = x.flatten(0, 1), targets.flatten(), targets.shape
-    dtype, losses, correct = _product_dtype(x), [], []
+    stream, indices, losses, correct = x.flatten(0, 1), targets.flatten(), [], []
+    unembedding = _Unembedding(stream, W_U, b_U)
     with torch.autocast(x.device.type, enabled=False):
-        weight = W_U.to(dtype)
-        for part in _chunks(rows, W_U):
-            logits = _logits(rows[part].to(dtype), weight, b_U)
+        for part in unembedding.parts:
+            _, logits = unembedding(stream[part])
             losses.append(F.cross_entropy(logits, indices[part], reduction="none"))
             correct.append((logits.argmax(-1) == indices[part]).to(logits.dtype))
-    return torch.cat(losses).view(shape), torch.cat(correct).view(shape)
+    return torch.cat(losses).view(targets.shape), torch.cat(correct).view(targets.shape)
 
 
-def _logits(rows: Tensor, weight: Tensor, b_U: Tensor | None) -> Tensor:
-    """At least float32, whatever the product was computed in: a softmax needs it."""
-    logits = rows @ weight
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits if b_U is None else logits.add_(b_U)
+class _Unembedding:
+    """`x W_U + b_U` for some rows at a time, all in the same memory.
 
+    Products are in autocast's precision; logits are at least float32, as a softmax needs it.
+    """
 
-def _product_dtype(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    def __init__(self, x: Tensor, W_U: Tensor, b_U: Tensor | None):
+        device, (n_rows, d_vocab) = x.device.type, (len(x), W_U.shape[-1])
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+        n = max(1, LOGITS_AT_ONCE // d_vocab)
+        self.parts = [slice(start, start + n) for start in range(0, n_rows, n)]
+        self.weight, self.bias = W_U.to(dtype), b_U
+        wide = torch.promote_types(dtype, torch.float32)
+        self.memory = x.new_empty(min(n, n_rows), d_vocab, dtype=wide)
 
-
-def _chunks(x: Tensor, W_U: Tensor) -> list[slice]:
-    rows = max(1, LOGITS_AT_ONCE // W_U.shape[-1])
-    return [slice(start, start + rows) for start in range(0, len(x), rows)]
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows as they are multiplied, and their logits."""
+        rows, logits = x.to(self.weight.dtype), self.memory[: len(x)]
+        if rows.dtype == logits.dtype:
+            torch.mm(rows, self.weight, out=logits)
+        else:
+            logits.copy_(rows @ self.weight)
+        return rows, logits if self.bias is None else logits.add_(self.bias)

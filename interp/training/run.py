@@ -95,6 +95,8 @@ def train(
             held.enter_context(alone_in(directory))
             sweep(directory)
             _check_room(directory, recipe)
+            if resume:
+                _say_where_it_goes_on(directory, recipe)
         with processes().main_process_first():
             prepared = blocks_for(recipe, directory / DATA if data is None else data)
         _run(recipe, directory, prepared, report_to)
@@ -154,12 +156,15 @@ def _check_directory(directory: Path, recipe: Recipe, resume: bool) -> None:
         raise ValueError(
             f"{stored} differs from the recipe to resume; train it into another directory"
         )
-    if resume and processes().is_main_process:
-        say(
-            f"{recipe.name}: going on from {last.name}"
-            if last
-            else f"{recipe.name}: no checkpoint yet, beginning at step 0"
-        )
+
+
+def _say_where_it_goes_on(directory: Path, recipe: Recipe) -> None:
+    last = last_checkpoint(directory)
+    say(
+        f"{recipe.name}: going on from {last.name}"
+        if last
+        else f"{recipe.name}: no checkpoint yet, beginning at step 0"
+    )
 
 
 def _check_room(directory: Path, recipe: Recipe) -> None:

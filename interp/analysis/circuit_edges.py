@@ -1,0 +1,274 @@
+"""The edges of an induction circuit: what reaches a head, through which channel, and what it does.
+
+Every edge is a direct path, and is tested by path patching: what the sender tells the receiver is
+taken from a sequence in which nothing repeats, everything else being left as it is.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from interp.analysis.ablation import ablate
+from interp.analysis.catalogue import Catalogue
+from interp.analysis.intervals import student_t
+from interp.analysis.metrics import InductionScore, Metric, SecondCopyLoss
+from interp.analysis.removal import without_lag_pair
+from interp.analysis.result import Result
+from interp.analysis.routes import place_of
+from interp.analysis.splits import routes
+from interp.analysis.units import HEAD
+from interp.models import HookedSequenceModel
+from interp.models.protocol import View
+from interp.models.shapes import Tokens
+
+CHANNELS = ("q", "k", "v")
+SENDER = re.compile(r"L(\d+)(?:H\d+|\.lag\d+|\.mlp)")
+SMEAR = "smear"
+"""The sender of what smearing adds to a key: the key before."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What cutting an edge changes: 95 % interval, and the range of as many random directions."""
+
+    value: float = math.nan
+    error: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    random_low: float = math.nan
+    random_high: float = math.nan
+
+    def beyond_random(self) -> bool:
+        """Whether the whole interval lies further from 0 than the random directions, if any."""
+        reach = float(np.nanmax(np.abs([self.random_low, self.random_high, 0.0])))
+        return self.low > reach or self.high < -reach
+
+
+UNKNOWN = Effect()
+Cells = Mapping[tuple[int, int], Effect]
+"""By query lag and key lag."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A direct path, and what cutting it does to a head's induction score and to the loss.
+
+    Attributes:
+        sender: a head, a conv lag, an MLP, "embed", or "smear".
+        receiver: a head, or "logits".
+        channel: "q", "k" or "v" of a head, else "".
+        head: the induction head that it serves.
+        score: the change of that head's induction score; unknown where it cannot change.
+        loss: the change of the loss on the second copy, in nats.
+    """
+
+    sender: str
+    receiver: str
+    channel: str
+    head: str
+    score: Effect = UNKNOWN
+    loss: Effect = UNKNOWN
+
+    @property
+    def label(self) -> str:
+        """As the path is written for `ablate`: "L0.lag1->L1H3.k"."""
+        return f"{self.sender}->{self.receiver}" + (f".{self.channel}" if self.channel else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """Cuts paths in repeated sequences.
+
+    Attributes:
+        seen: the model.
+        tokens: `[BOS] + r + r`.
+        unrepeated: sequences of the same length without a repetition, to patch from.
+        share: how much of what is at stake a path must carry to be an edge.
+        n_random: random directions to compare with.
+        seed: of the directions and of the sequence that is patched from.
+    """
+
+    seen: View
+    tokens: Tokens
+    unrepeated: Tokens
+    share: float
+    n_random: int
+    seed: int
+
+    def effects(
+        self, labels: Sequence[str], metric: Metric, compare: bool = True
+    ) -> dict[str, Effect]:
+        """What cutting each of these changes; without comparison to random directions, faster."""
+        if not labels:
+            return {}
+        result = ablate(
+            self.seen.model,
+            self.tokens,
+            labels,
+            "resample",
+            metric,
+            reference=self.unrepeated,
+            control="directions" if compare else "none",
+            n_random=self.n_random,
+            seed=self.seed,
+        )
+        return effects_of(result)
+
+    def cells(self, head: str) -> Cells:
+        """What the head's score loses without one pair of lags; empty where it reads none back."""
+        model = self.seen.model
+        if not isinstance(model, HookedSequenceModel):
+            return {}
+        ways = routes(model, head)
+        pairs = [(i, j) for i in range(ways["q"].lags) for j in range(ways["k"].lags)]
+        if len(pairs) == 1:
+            return {}
+        units = {f"{head} {pair}": without_lag_pair(model, head, pair) for pair in pairs}
+        result = ablate(model, self.tokens, units, "zero", InductionScore(head), control="none")
+        return dict(zip(pairs, effects_of(result).values(), strict=True))
+
+
+def effects_of(result: Result) -> dict[str, Effect]:
+    """The effects of an ablation, by unit, with their intervals."""
+    reach = student_t(0.975, int(result.provenance["n_sequences"]) - 1)
+    parts = {name: result.sel(measure=name) for name in result.labels["measure"]}
+    nothing = np.full_like(parts["effect"].values, np.nan)
+    errors = parts["effect"].standard_error
+    assert errors is not None
+    low, high = (parts[n].values if n in parts else nothing for n in ("random_low", "random_high"))
+    (axis,) = parts["effect"].axes
+    columns = np.stack([parts["effect"].values, errors, low, high], axis=1).tolist()
+    return {
+        str(label): Effect(value, error, value - reach * error, value + reach * error, *random)
+        for label, (value, error, *random) in zip(result.labels[axis], columns, strict=True)
+    }
+
+
+def into_head(patches: Patches, head: str, at_stake: float, loss_at_stake: float) -> list[Edge]:
+    """The edges that carry a head's matching, and those that carry what it copies.
+
+    Args:
+        patches: cuts paths.
+        head: an induction head.
+        at_stake: the attention that the matching explains.
+        loss_at_stake: the loss that removing the head costs.
+    """
+    metric, enough = InductionScore(head), patches.share * at_stake
+    matching = _carrying(patches, head, head, ("q", "k"), metric, -at_stake)
+    copying = _carrying(patches, head, head, ("v",), SecondCopyLoss(), loss_at_stake)
+    smeared = [edge for edge in _smeared(patches, head) if -edge.score.value >= enough]
+    # What smearing adds is part of the way from the embedding to the keys: named for what it is.
+    kept = [edge for edge in matching if not (smeared and edge.channel == "k")]
+    helpers = dict.fromkeys(edge.sender for edge in kept if HEAD.fullmatch(edge.sender))
+    upstream = [
+        edge
+        for helper in helpers
+        for edge in _carrying(patches, helper, head, CHANNELS, metric, -at_stake)
+    ]
+    return [*upstream, *kept, *smeared, *copying]
+
+
+def measured(patches: Patches, edges: Sequence[Edge]) -> list[Edge]:
+    """The edges with both effects; the one that they are judged by beside random directions."""
+    loss = SecondCopyLoss()
+    matching = [edge.label for edge in edges if edge.sender != SMEAR and _can_change_score(edge)]
+    copying = [edge.label for edge in edges if not _can_change_score(edge)]
+    losses = patches.effects(list(dict.fromkeys(matching)), loss, compare=False)
+    losses |= patches.effects(list(dict.fromkeys(copying)), loss)
+    scores = {
+        (head, label): effect
+        for head in dict.fromkeys(edge.head for edge in edges)
+        for label, effect in patches.effects(
+            [e.label for e in edges if e.head == head and e.label in matching],
+            InductionScore(head),
+        ).items()
+    }
+    return [
+        edge
+        if edge.sender == SMEAR
+        else replace(
+            edge,
+            score=scores.get((edge.head, edge.label), UNKNOWN),
+            loss=losses[edge.label],
+        )
+        for edge in edges
+    ]
+
+
+def _can_change_score(edge: Edge) -> bool:
+    """A head's attention depends on its queries and keys, and on all that its helpers read."""
+    return edge.receiver != "logits" and (edge.receiver != edge.head or edge.channel != "v")
+
+
+def _carrying(
+    patches: Patches,
+    receiver: str,
+    head: str,
+    channels: Iterable[str],
+    metric: Metric,
+    at_stake: float,
+) -> list[Edge]:
+    """The paths into a head that carry enough of what is at stake, whose sign is that of a cut."""
+    seen = patches.seen
+    catalogue = Catalogue.of(seen, patches.tokens.shape[1])
+    ends = {_end(seen, receiver, channel): channel for channel in channels}
+    paths = {
+        path.label: Edge(sender, end.partition(".")[0], channel, head)
+        for sender in _senders(catalogue, receiver)
+        for end, channel in ends.items()
+        if (path := catalogue.path(catalogue.units(sender)[0], end)) is not None
+    }
+    found = patches.effects(list(paths), metric, compare=False)
+    sign = math.copysign(1.0, at_stake)
+    return [
+        edge
+        for label, edge in paths.items()
+        if sign * found[label].value >= patches.share * abs(at_stake)
+        and min(sign * found[label].low, sign * found[label].high) > 0
+    ]
+
+
+def _senders(catalogue: Catalogue, receiver: str) -> Iterator[str]:
+    """What lies below a head and can tell it something."""
+    top = _layer(receiver)
+    for label in catalogue.places:
+        match = SENDER.fullmatch(label)
+        if label == "embed" or (match and int(match[1]) < top):
+            yield label
+
+
+def _end(seen: View, head: str, channel: str) -> str:
+    """The label of a channel; heads that share keys and values share their labels."""
+    layer, index = _layer(head), int(head.partition("H")[2])
+    if channel != "q":
+        index = index * seen.key_heads(layer) // seen.heads[layer]
+    return f"L{layer}H{index}.{channel}"
+
+
+def _layer(head: str) -> int:
+    match = HEAD.fullmatch(head)
+    assert match is not None
+    return int(match[1])
+
+
+def _smeared(patches: Patches, head: str) -> list[Edge]:
+    """What smearing adds to the keys, cut by taking the pair (0, 1) of lags out of the scores.
+
+    Nothing, if a head's keys are not smeared, or a convolution below lets it read earlier tokens.
+    """
+    model = patches.seen.model
+    if not isinstance(model, HookedSequenceModel):
+        return []
+    ways, (layer, _) = routes(model, head), place_of(model, head)
+    if model.attn(layer).smear is None or ways["q"].lags > 1:
+        return []
+    units = {SMEAR: without_lag_pair(model, head, (0, 1))}
+    effects = [
+        effects_of(ablate(model, patches.tokens, units, "zero", metric, control="none"))[SMEAR]
+        for metric in (InductionScore(head), SecondCopyLoss())
+    ]
+    edge = Edge(SMEAR, head, "k", head, *effects)
+    return [edge] if edge.score.high < 0 else []

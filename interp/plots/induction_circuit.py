@@ -1,0 +1,180 @@
+"""A circuit as a graph: what each part reads through which channel, the embedding at the bottom."""
+
+import math
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+
+from interp.analysis.result import Result
+from interp.plots import style
+from interp.plots.layered import HEIGHT, Box, Line, Link, layered
+
+PLACE = re.compile(r"L(\d+)(?:H(\d+)|\.lag(\d+)|\.mlp)")
+CHANNELS = ("q", "k", "v")
+
+# Opaque, with white text on them: they hide the lines behind, on a light page and on a dark one.
+INDUCTION, HELPER, OTHER = "#0062A0", "#00775A", "#6B6F78"
+COLOURS = {"q": style.SERIES[1], "k": style.SERIES[2], "v": style.SERIES[3], "": style.QUIET}
+
+# Pixels. A narrow page shows figures 352 wide without scrolling.
+TOP, LINE, SIDE, BOTTOM, NARROWEST = 68, 16, 8, 20, 352.0
+CHARACTER = 6.8
+WIDEST_LINE, NARROWEST_LINE = 6.0, 1.5
+
+READING = (
+    "Cutting a line changes the induction score by so much;",
+    "at logits and an induction head's v, the loss in nats.",
+)
+
+
+@dataclass(frozen=True)
+class _Edge:
+    """A direct path and what cutting it does."""
+
+    link: Link
+    change: float
+    size: float
+    hover: str
+
+
+def graph(result: Result) -> go.Figure:
+    """Boxes for the parts and lines for the paths, as wide as what cutting them does.
+
+    Queries, keys and values have a colour each. On a line stands by how much cutting it changes the
+    induction score, for queries and keys and all that helpers read, or the loss in nats, for an
+    induction head's values and the logits. Hovering tells the 95 % interval and what random
+    directions do.
+    """
+    edges = _edges(result)
+    places = layered([edge.link for edge in edges], _depth, CHANNELS)
+    width = max(NARROWEST, places.width + 2 * SIDE)
+    aside = (width - places.width) / 2
+    told = [*textwrap.wrap(style.origin(result), int(width / CHARACTER)), *READING]
+    top = TOP + LINE * len(told)
+    axes = {"visible": False, "fixedrange": True}
+    figure = go.Figure(
+        layout=style.layout(
+            result,
+            title={"text": _title(result, told), "pad": {"l": SIDE, "t": 16}},
+            width=width,
+            height=places.height + top + BOTTOM,
+            margin={"l": aside, "r": aside, "t": top, "b": BOTTOM},
+            xaxis={**axes, "range": (0, places.width)},
+            yaxis={**axes, "range": (0, places.height)},
+            showlegend=False,
+        )
+    )
+    for edge, line in zip(edges, places.lines, strict=True):
+        _draw_edge(figure, edge, line)
+    for label, box in places.boxes.items():
+        _draw_box(figure, box, *_look(label, result))
+    return figure
+
+
+def _title(result: Result, told: Sequence[str]) -> str:
+    lines = "<br>".join(style.small(line) for line in told)
+    return f"<b>{style.words(result.name)}</b><br>{lines}"
+
+
+def _edges(result: Result) -> list[_Edge]:
+    frame = {str(name): result.sel(measure=name).values for name in result.labels["measure"]}
+    tops = {name: float(np.nanmax(np.abs([*frame[name], 1e-9]))) for name in ("score", "loss")}
+    edges = []
+    for index, label in enumerate(result.labels["edge"]):
+        sender, _, end = str(label).partition("->")
+        receiver, _, channel = end.partition(".")
+        row = {name: float(values[index]) for name, values in frame.items()}
+        judged = "loss" if math.isnan(row["score"]) else "score"
+        size = abs(row[judged]) / tops[judged]
+        hover = "<br>".join([f"<b>{label}</b>", *_told(row)])
+        edges.append(_Edge(Link(sender, receiver, channel), row[judged], size, hover))
+    return edges
+
+
+def _told(row: Mapping[str, float]) -> list[str]:
+    """What hovering over an edge tells, line by line."""
+    lines = []
+    for name, unit in (("score", "induction score"), ("loss", "loss, nats")):
+        value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
+        if math.isnan(value):
+            continue
+        lines.append(f"{unit}: {value:+.3f} (95 %: {low:+.3f} to {high:+.3f})")
+        low, high = (row[f"{name}_random_{end}"] for end in ("low", "high"))
+        if not math.isnan(low):
+            lines.append(f"as many random directions: {low:+.3f} to {high:+.3f}")
+    if not math.isnan(z := row["composition_z"]):
+        lines.append(f"weights compose {z:.0f} deviations above random rotations")
+    return [line.replace("-", "−") for line in lines]
+
+
+def _depth(label: str) -> float:
+    """Where a part stands in the model; what smearing adds is part of the first reading."""
+    match = PLACE.fullmatch(label)
+    if match is None:
+        return {"embed": -1, "smear": -1}.get(label, math.inf)
+    return int(match[1])
+
+
+def _look(label: str, result: Result) -> tuple[str, str]:
+    """What stands in a box, and its colour."""
+    heads, helpers = (result.provenance.get(name, {}) for name in ("heads", "helpers"))
+    if label in heads:
+        return f"<b>{label}</b><br>induction {heads[label]:.2f}", INDUCTION
+    if label in helpers:
+        where, share = helpers[label]
+        return f"<b>{label}</b><br>{where.split()[0]} {share:.2f}", HELPER
+    match = PLACE.fullmatch(label)
+    if match and match[3] is not None:
+        back = {"0": "current token", "1": "token before"}.get(match[3], f"{match[3]} tokens back")
+        return f"<b>{label}</b><br>{back}", HELPER
+    told = {"embed": "current token", "smear": "key before", "logits": "prediction"}.get(label, "")
+    return f"<b>{label}</b>" + (f"<br>{told}" if told else ""), OTHER
+
+
+def _draw_edge(figure: go.Figure, edge: _Edge, line: Line) -> None:
+    for part in (line.below, line.above):
+        figure.add_scatter(
+            x=part[:, 0],
+            y=part[:, 1],
+            mode="lines",
+            line={
+                "color": COLOURS[edge.link.channel],
+                "width": NARROWEST_LINE + edge.size * (WIDEST_LINE - NARROWEST_LINE),
+            },
+            text=[edge.hover] * len(part),
+            hovertemplate="%{text}<extra></extra>",
+        )
+    x, y = line.label
+    figure.add_scatter(
+        x=[x],
+        y=[y],
+        mode="text",
+        text=[f"{edge.change:+.2f}".replace("-", "−")],
+        textfont={"size": 11},
+        hovertext=[edge.hover],
+        hovertemplate="%{hovertext}<extra></extra>",
+    )
+
+
+def _draw_box(figure: go.Figure, box: Box, text: str, colour: str) -> None:
+    figure.add_shape(
+        type="rect",
+        x0=box.x - box.width / 2,
+        x1=box.x + box.width / 2,
+        y0=box.y - HEIGHT / 2,
+        y1=box.y + HEIGHT / 2,
+        fillcolor=colour,
+        line={"width": 0},
+        layer="above",
+    )
+    letters = {channel: x for channel, x in box.channels.items() if channel}
+    plain = {"showarrow": False, "align": "center"}
+    middle, white = box.y + (8 if letters else 0), {"color": "white", "size": 12}
+    figure.add_annotation(x=box.x, y=middle, text=text, font=white, **plain)
+    for channel, x in letters.items():
+        small = {"color": "white", "size": 10}
+        figure.add_annotation(x=x, y=box.y - HEIGHT / 2 + 7, text=channel, font=small, **plain)
