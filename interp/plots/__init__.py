@@ -26,9 +26,9 @@ def figure(result: Result) -> Figure | AttentionView:
     """The figure that suits a result's axes; `Result.plot()` is this function.
 
     What runs over "step" against tokens, an "interval" as a row, grids and tables of lags,
-    circuits of tokens, composition from "source" to "target", a view of each "head" by "query" and
-    "key", a curve over "position", bars of each "measure", else a
-    heatmap of "head".
+    circuits of tokens, composition from "source" to "target", a circuit's every "edge", a view of
+    each "head" by "query" and "key", a curve over "position", effects of interventions, bars of
+    each "measure", else a heatmap of "head".
 
     Raises:
         ValueError: the result has none of these axes.

@@ -75,7 +75,7 @@ def test_the_correlation_is_over_the_units_that_were_patched():
     result = patched(model, "resid_pre@*")
     pairs = [result.sel(measure=name).values.ravel() for name in ("estimate", "exact")]
     assert result.provenance["correlation"] == pytest.approx(np.corrcoef(*pairs)[0, 1])
-    assert patched(model, exact="L1H0").provenance["correlation"] is None
+    assert patched(model, exact="L1H*").provenance["correlation"] is None  # of two it is 1 or -1
     assert patched(model, exact=None).provenance["correlation"] is None
 
 

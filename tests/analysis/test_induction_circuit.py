@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import interp
-from interp.analysis import InductionCircuit, circuit, repeated_tokens
+from interp.analysis import InductionCircuit, Result, circuit, repeated_tokens
+from interp.analysis.candidates import stand_out
 from interp.analysis.circuit_edges import Effect
 from interp.models import HookedAttn, HookedAttnAttn, HookedConvAttn, HookedSmearedAttn
 from tests.analysis import planted
@@ -215,6 +216,12 @@ def test_a_head_whose_output_nobody_reads_is_none():
     assert found.removal["L1H1"].value == 0
 
 
+def test_a_head_that_does_harm_is_none():
+    found = of(build("conv", logit_gain=-LOGIT_GAIN))
+    assert found.removal["L1H1"].high < -1
+    assert not found.found
+
+
 # ------------------------------------------------------------------------------- what decides
 
 
@@ -254,3 +261,27 @@ def test_an_edge_has_to_carry_its_share():
 def test_an_effect_is_beyond_random_with_its_whole_interval(low, high, beyond):
     effect = Effect((low + high) / 2, 0.1, low, high, random_low=-0.2, random_high=0.1)
     assert effect.beyond_random() is beyond
+
+
+@pytest.mark.parametrize(
+    ("score", "unmatched", "random", "error", "stands_out"),
+    [
+        (0.5, 0.1, 0.1, 0.01, True),
+        (0.5, 0.1, 0.1, 0.15, False),  # 99 % of 5 degrees of freedom: 4.03 errors
+        (0.5, 0.35, 0.1, 0.02, False),  # the upper end of what its place explains, 0.43
+        (0.5, 0.1, 0.49, 0.01, False),
+        (0.15, 0.1, 0.1, 0.001, False),  # by less than `least`
+        (0.5, 0.1, math.nan, 0.01, True),  # a bridge
+    ],
+)
+def test_a_head_stands_out_with_confidence(score, unmatched, random, error, stands_out):
+    result = Result(
+        "induction_candidates",
+        np.array([[score], [unmatched], [random]]),
+        ("measure", "head"),
+        {"measure": ("score", "unmatched", "random_weights"), "head": ("L0H0",)},
+        standard_error=np.array([[error], [error], [math.nan]]),
+        chance=np.array([[0.05]] * 3),
+        provenance={"n_sequences": 6},
+    )
+    assert stand_out(result, least=0.1) == ["L0H0"] * stands_out

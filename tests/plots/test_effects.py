@@ -41,7 +41,7 @@ def heatmaps(drawn):
 
 def test_a_few_units_are_bars_and_many_are_rows():
     few = figure(effect_of({"head": units(effects.FEW)}, ("effect", "clean")))
-    assert {trace.type for trace in few.data} == {"bar"}
+    assert len([trace for trace in few.data if trace.type == "bar"]) == effects.FEW
     many = figure(effect_of({"head": units(effects.FEW + 1)}, ("effect", "clean")))
     assert [trace.type for trace in many.data] == ["scatter"]
     assert many.layout.yaxis.ticktext == units(7)
@@ -51,9 +51,9 @@ def test_a_few_units_are_bars_and_many_are_rows():
 def test_a_point_is_an_effect_with_its_error_and_hovering_tells_the_rest():
     result = effect_of({"component": units(8)}, ("effect", "clean"))
     (drawn,) = points(figure(result))
-    assert drawn.x == tuple(range(8))
-    assert drawn.error_x.array == (0.5,) * 8
-    assert drawn.text[3] == "<b>L0H3</b><br>effect 3.0 ± 0.5<br>clean 11.0 ± 0.5"
+    assert list(drawn.x) == [*range(8)]
+    assert list(drawn.error_x.array) == [0.5] * 8
+    assert drawn.text[3] == "<b>L0H3</b><br>effect 3.000 ± 0.500<br>clean 11.000 ± 0.500"
     assert figure(result).layout.title.text.startswith("<b>effect of it</b>, nats<br>")
 
 
@@ -72,7 +72,7 @@ def test_what_is_not_known_is_not_drawn():
     result = effect_of({"component": units(8)}, ("estimate", "exact", "error"), values)
     (estimate,) = points(figure(result))
     assert estimate.name == "estimate"
-    assert estimate.text[0] == "<b>L0H0</b><br>estimate 0.0 ± 0.5"
+    assert estimate.text[0] == "<b>L0H0</b><br>estimate 0.000 ± 0.500"
 
 
 def test_the_band_is_the_range_of_the_random_draws():
@@ -101,7 +101,7 @@ def test_units_at_positions_are_a_grid():
     drawn = figure(result)
     (heatmap,) = heatmaps(drawn)
     np.testing.assert_array_equal(heatmap.z, result.sel(measure="effect").values)
-    assert heatmap.text[1][3] == "<b>L1 at 3</b><br>effect 43.0 ± 0.5<br>clean 123.0 ± 0.5"
+    assert heatmap.text[1][3] == "<b>L1 at 3</b><br>effect 43.000 ± 0.500<br>clean 123.000 ± 0.500"
     assert drawn.layout.yaxis.range == (1.5, -0.5)  # as in the result, from the top
     shown = drawn.layout.xaxis.tickvals
     assert 1 < len(shown) < 40
