@@ -25,7 +25,7 @@ from interp.analysis.heads import (
 from interp.analysis.induction_circuit import InductionCircuit, circuit
 from interp.analysis.lags import LagCircuits, lag_circuits, lag_pair_shares
 from interp.analysis.lens import lens_tokens, logit_lens
-from interp.analysis.matching import match_table
+from interp.analysis.matching import diagonal_preference, match_table, previous_token_match
 from interp.analysis.metrics import InductionScore, LogitDifference
 from interp.analysis.patching import patch, path_patch
 from interp.analysis.paths import path_attribution
@@ -60,6 +60,7 @@ __all__ = [
     "copying_score",
     "detect_smeared_keys",
     "development",
+    "diagonal_preference",
     "duplicate_token_score",
     "first_token_score",
     "head_scores",
@@ -79,6 +80,7 @@ __all__ = [
     "path_patch",
     "phase_change",
     "positional_circuit",
+    "previous_token_match",
     "previous_token_score",
     "qk_circuit",
     "reads",

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from interp.analysis.ablation_checks import (
+from interp.analysis.interventions.catalogue import Catalogue, Given
+from interp.analysis.interventions.changes import Change
+from interp.analysis.interventions.checks import (
     Method,
     as_tokens,
     check_measure,
@@ -15,16 +17,14 @@ from interp.analysis.ablation_checks import (
     check_options,
     source_of,
 )
-from interp.analysis.catalogue import Catalogue, Given
-from interp.analysis.changes import Change
-from interp.analysis.controls import (
+from interp.analysis.interventions.controls import (
     Control,
     Draws,
     check_control,
     default_control,
     random_orders,
 )
-from interp.analysis.effects import (
+from interp.analysis.interventions.effects import (
     Row,
     control_rows,
     effect_rows,
@@ -32,11 +32,11 @@ from interp.analysis.effects import (
     mean_and_error,
     unit_axes,
 )
+from interp.analysis.interventions.sweep import Sweep
 from interp.analysis.metrics import Metric, metric_of
 from interp.analysis.probes import handed_in
 from interp.analysis.result import Result
 from interp.analysis.sequences import RepeatedTokens
-from interp.analysis.sweep import Sweep
 from interp.analysis.units import Unit
 from interp.models.protocol import view
 from interp.models.shapes import Tokens

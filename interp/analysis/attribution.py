@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.analysis.maps.readout import Choice, Question
+from interp.analysis.maps.stream import By, Heard, StreamParts, stream_parts
 from interp.analysis.probes import handed_in
-from interp.analysis.readout import Choice, Question
 from interp.analysis.result import Result
-from interp.analysis.running import RunningMean
-from interp.analysis.stream import By, Heard, StreamParts, stream_parts
+from interp.analysis.statistics.running import RunningMean
 from interp.analysis.targets import TOKENS_AT_ONCE
 from interp.models.protocol import View, view
 from interp.models.shapes import Tokens

@@ -8,17 +8,17 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from interp.analysis.changes import Batch, Change, names_for
-from interp.analysis.effects import Row, effects, mean_and_error, unit_axes
-from interp.analysis.gradients import gradients
-from interp.analysis.limits import rows_that_fit
+from interp.analysis.interventions.changes import Batch, Change, names_for
+from interp.analysis.interventions.effects import Row, effects, mean_and_error, unit_axes
+from interp.analysis.interventions.gradients import gradients
+from interp.analysis.interventions.limits import rows_that_fit
+from interp.analysis.interventions.sources import Numbers, OtherRun
+from interp.analysis.interventions.sweep import Sweep
 from interp.analysis.metrics import LogitMetric, Metric
 from interp.analysis.patching import Direction
 from interp.analysis.patching import _Runs as Runs
 from interp.analysis.probes import handed_in
 from interp.analysis.result import Result
-from interp.analysis.sources import Numbers, OtherRun
-from interp.analysis.sweep import Sweep
 from interp.analysis.units import Unit
 from interp.models.hooks import nearest
 from interp.models.shapes import Tokens

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.analysis.factored import Circuit, Side
-from interp.analysis.folded import folded as folded_maps
-from interp.analysis.folds import Folded
+from interp.analysis.maps.folded import folded as folded_maps
+from interp.analysis.maps.folds import Folded
 from interp.analysis.reads import HeadReads, Reads
 from interp.analysis.result import versions
 from interp.models.protocol import View

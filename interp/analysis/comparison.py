@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from interp.analysis.development import tokens_at
-from interp.analysis.intervals import mean_interval, median_interval
 from interp.analysis.phases import INTERVAL
 from interp.analysis.result import Result
+from interp.analysis.statistics.intervals import mean_interval, median_interval
 
 MEAN, MEDIAN = "geometric mean, t interval", "median, bootstrap over runs"
 

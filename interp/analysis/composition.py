@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from interp.analysis.folded import folded as folded_maps
-from interp.analysis.folds import Folded, Heads, OurFolded
+from interp.analysis.maps.folded import folded as folded_maps
+from interp.analysis.maps.folds import Folded, Heads, OurFolded
+from interp.analysis.maps.rotations import Spectra, rotated, spectra, tail_bound
 from interp.analysis.result import Result, versions
-from interp.analysis.rotations import Spectra, rotated, spectra, tail_bound
 
 KINDS = ("Q", "K", "V")
 MEASURES = ("score", "excess", "spread", "z", "p_corrected")

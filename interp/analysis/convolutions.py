@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.analysis.maps.routes import conv_stage, ours
 from interp.analysis.result import Result, versions
-from interp.analysis.routes import conv_stage, ours
 from interp.models import HookedSequenceModel
 from interp.models.protocol import view
 

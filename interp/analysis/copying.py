@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from interp.analysis.folded import folded as folded_maps
-from interp.analysis.folds import Folded
+from interp.analysis.maps.folded import folded as folded_maps
+from interp.analysis.maps.folds import Folded
 from interp.analysis.result import Result, versions
 from interp.models.protocol import View
 from interp.models.shapes import Tokens

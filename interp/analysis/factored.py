@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
-from interp.analysis.matching import Rows, matches
+from interp.analysis.maps.matches import Rows, matches
 from interp.analysis.result import Result
 
 ENTRIES_AT_ONCE = 4_000_000

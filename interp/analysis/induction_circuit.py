@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from interp.analysis import circuit_words as words
-from interp.analysis.candidates import induction_candidates, stand_out
-from interp.analysis.circuit_edges import Cells, Edge, Effect, Patches, into_head, measured
 from interp.analysis.composition import composition_scores
+from interp.analysis.induction import words
+from interp.analysis.induction.candidates import induction_candidates, stand_out
+from interp.analysis.induction.edges import Cells, Edge, Effect, Patches, into_head, measured
 from interp.analysis.metrics import SecondCopyLoss
 from interp.analysis.probes import origin_of, probe_for
 from interp.analysis.result import Result

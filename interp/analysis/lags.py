@@ -14,12 +14,12 @@ from jaxtyping import Float64
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
+from interp.analysis.maps.routes import Channel, Route, ours, place_of, rotation, wide
+from interp.analysis.maps.scales import TOKENS_AT_ONCE, hear, mean_scales, names_for
+from interp.analysis.maps.splits import Split, check_reads_back, routes
 from interp.analysis.probes import handed_in
 from interp.analysis.reads import Reads, reads
 from interp.analysis.result import Result
-from interp.analysis.routes import Channel, Route, ours, place_of, rotation, wide
-from interp.analysis.scales import TOKENS_AT_ONCE, hear, mean_scales, names_for
-from interp.analysis.splits import Split, check_reads_back, routes
 from interp.models import HookedSequenceModel
 from interp.models.protocol import view
 from interp.models.shapes import Tokens

@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.analysis.context import LOGITS_AT_ONCE
+from interp.analysis.maps.readout import Choice, Question
 from interp.analysis.probes import handed_in
-from interp.analysis.readout import Choice, Question
 from interp.analysis.result import Result
-from interp.analysis.running import RunningMean
+from interp.analysis.statistics.running import RunningMean
 from interp.models import HookedSequenceModel
 from interp.models.protocol import View, undisturbed, view
 from interp.models.shapes import Stream, Tokens

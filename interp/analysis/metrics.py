@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.analysis.context import early_and_late
-from interp.analysis.metric import LogitMetric, Metric, Numbers, Values
+from interp.analysis.interventions.metric import LogitMetric, Metric, Numbers, Values
 from interp.analysis.targets import stripe
 from interp.analysis.units import HEAD
 from interp.models.hooks import nearest

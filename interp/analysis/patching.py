@@ -6,15 +6,15 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from interp.analysis.ablation_checks import as_tokens, check_measure
-from interp.analysis.catalogue import Catalogue
-from interp.analysis.changes import Change
-from interp.analysis.effects import Row, effects, mean_and_error, unit_axes
+from interp.analysis.interventions.catalogue import Catalogue
+from interp.analysis.interventions.changes import Change
+from interp.analysis.interventions.checks import as_tokens, check_measure
+from interp.analysis.interventions.effects import Row, effects, mean_and_error, unit_axes
+from interp.analysis.interventions.sources import OtherRun
+from interp.analysis.interventions.sweep import Sweep
 from interp.analysis.metrics import Metric, metric_of
 from interp.analysis.probes import handed_in
 from interp.analysis.result import Result
-from interp.analysis.sources import OtherRun
-from interp.analysis.sweep import Sweep
 from interp.analysis.units import Unit
 from interp.models.protocol import View, view
 from interp.models.shapes import Tokens

@@ -10,7 +10,13 @@ from jaxtyping import Float64
 
 from interp.analysis.development import over_samples, tokens_at
 from interp.analysis.result import Label, Result, rounded
-from interp.analysis.windows import Curve, Curves, farthest_step, largest_change, shortest_windows
+from interp.analysis.statistics.windows import (
+    Curve,
+    Curves,
+    farthest_step,
+    largest_change,
+    shortest_windows,
+)
 from interp.models.revisions import check_steps
 
 CONFIDENCE, NULL = 0.95, 0.99

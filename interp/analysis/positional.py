@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from interp.analysis.folds import OurFolded
+from interp.analysis.maps.folds import OurFolded
+from interp.analysis.maps.routes import Route, ours, route, wide
+from interp.analysis.maps.scales import MeanScales, Moments, embedding_moments, mean_scales
 from interp.analysis.result import Result, versions
-from interp.analysis.routes import Route, ours, route, wide
-from interp.analysis.scales import MeanScales, Moments, embedding_moments, mean_scales
 from interp.models import HookedSequenceModel
 from interp.models.attention import Attention
 from interp.models.protocol import view

@@ -12,8 +12,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.routes import CHANNELS, Channel, ours, place_of, route
-from interp.analysis.scales import MeanScales, mean_scales
+from interp.analysis.maps.routes import CHANNELS, Channel, ours, place_of, route
+from interp.analysis.maps.scales import MeanScales, mean_scales
 from interp.models.shapes import Tokens
 
 

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.routes import ours, place_of
-from interp.analysis.scales import names_for
-from interp.analysis.splits import Split, check_reads_back, routes
+from interp.analysis.maps.routes import ours, place_of
+from interp.analysis.maps.scales import names_for
+from interp.analysis.maps.splits import Split, check_reads_back, routes
 from interp.models.shapes import KeyMask, Scores
 
 Hooks = list[tuple[str, Callable[..., Tensor | None]]]

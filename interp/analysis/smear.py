@@ -13,13 +13,14 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.findings import Finding, Place, of_weights, on_tokens
 from interp.analysis.lags import heads_that_read_back
-from interp.analysis.matching import Rows, embedding_is_hidden, head_matches
+from interp.analysis.maps.matches import Rows
+from interp.analysis.maps.routes import Channel, at_distance, check_distance, ours
+from interp.analysis.matching import embedding_is_hidden, head_matches
 from interp.analysis.probes import handed_in
 from interp.analysis.reads import HeadReads, all_reads
 from interp.analysis.result import Result, versions
-from interp.analysis.routes import Channel, at_distance, check_distance, ours
+from interp.analysis.smearing.findings import Finding, Place, of_weights, on_tokens
 from interp.models import HookedSequenceModel
 from interp.models.protocol import view
 from interp.models.shapes import Tokens

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from interp.analysis import InductionScore, LogitDifference, ablate
-from interp.analysis.ablation_checks import others_of
+from interp.analysis.interventions.checks import others_of
 from interp.analysis.metrics import InContextLearning
 from interp.models import HookedSequenceModel
 from tests.analysis import interventions as by_hand

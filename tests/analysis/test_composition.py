@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from interp.analysis.composition import composition_scores
-from interp.analysis.rotations import tail_bound
+from interp.analysis.maps.rotations import tail_bound
 from interp.models import (
     Attention,
     Conv,

@@ -9,8 +9,8 @@ import torch
 
 import interp
 from interp.analysis import InductionCircuit, Result, circuit, repeated_tokens
-from interp.analysis.candidates import stand_out
-from interp.analysis.circuit_edges import Effect
+from interp.analysis.induction.candidates import stand_out
+from interp.analysis.induction.edges import Effect
 from interp.models import HookedAttn, HookedAttnAttn, HookedConvAttn, HookedSmearedAttn
 from tests.analysis import planted
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from interp.analysis.matching import Rows, match_table, matches
+from interp.analysis.maps.matches import Rows, matches
+from interp.analysis.matching import diagonal_preference, match_table, previous_token_match
 from interp.models import HookedConvAttn
 from tests.analysis import planted, readers
 from tests.models import zoo
@@ -39,7 +40,7 @@ def test_equals_the_circuit_spelled_out():
 def test_chunks_make_no_difference(monkeypatch):
     rows, queries, keys = random_parts()
     whole = matches(Rows.of(rows), queries, keys)
-    monkeypatch.setattr("interp.analysis.matching.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("interp.analysis.maps.matches.ROWS_AT_ONCE", 7)
     parts = matches(Rows.of(rows), queries, keys)
     for name in ("value", "shuffled", "rotated"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
@@ -134,8 +135,8 @@ def test_a_basis_of_the_head_changes_nothing():
 def test_rotary_matches_at_a_chosen_distance():
     model = readers.build("rotary")
     attn, rows = model.attn(1), model.W_E.detach()
+    from interp.analysis.maps.routes import rotation
     from interp.analysis.reads import reads
-    from interp.analysis.routes import rotation
 
     q, k = (reads(model, "L1H2", channel).maps for channel in "qk")
     for distance in (0, 3):
@@ -153,3 +154,24 @@ def test_refusals():
         match_table(zoo.build("no residual, rms, MLP"))
     with pytest.raises(ValueError, match="same at every distance"):
         match_table(readers.build("three lags"), distance=2)
+
+
+def test_the_two_cells_that_have_names():
+    table = match_table(model := readers.build("three lags"))
+    for found, key_lag in (
+        (diagonal_preference(model), "lag 0"),
+        (previous_token_match(model), "lag 1"),
+    ):
+        cell = table.sel(query_lag="lag 0", key_lag=key_lag).values
+        np.testing.assert_array_equal(
+            found.sel(measure=["match", "shuffled", "rotated"]).values, cell
+        )
+        z = found.sel(measure="z").values
+        np.testing.assert_allclose(z, cell[:, 0] / cell[:, 1:].max(1))
+
+
+def test_a_match_one_token_back_needs_keys_that_read_one_token_back():
+    planted_head = previous_token_match(planted.induction_conv_attn(d_vocab=20, n_ctx=30))
+    assert planted_head.sel(head="L1H0", measure="match").values == pytest.approx(np.sqrt(19))
+    with pytest.raises(ValueError, match="composition_scores"):
+        previous_token_match(zoo.build("shortformer, then none"))

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from interp.analysis.maps.routes import place_of, rotation, route
+from interp.analysis.maps.scales import embedding_moments, scales_of
 from interp.analysis.reads import reads
-from interp.analysis.routes import place_of, rotation, route
-from interp.analysis.scales import embedding_moments, scales_of
 from interp.models import Attention, Conv, HookedAttn, HookedConvAttn
 from tests.analysis import readers
 from tests.models import zoo

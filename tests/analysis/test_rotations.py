@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from interp.analysis.rotations import rotated, spectra, tail_bound
+from interp.analysis.maps.rotations import rotated, spectra, tail_bound
 
 
 def decaying(n: int, power: float) -> torch.Tensor:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from interp.analysis.geometry import LagGrams, geometry
 from interp.analysis.reads import reads
 from interp.analysis.smear import detect_smeared_keys
+from interp.analysis.smearing.geometry import LagGrams, geometry
 from interp.models import HookedConvAttn, HookedSmearedAttn
 from tests.analysis import readers
 from tests.models import zoo
@@ -196,7 +196,7 @@ def test_tokens_give_the_numbers_of_the_field_by_brute_force(name):
     q = cache[f"blocks.{layer}.attn.hook_q"][:, :, 0].reshape(-1, attn.W_Q.shape[-1])
     queries = q.T @ q / len(q)
     if attn.rotary is not None:
-        from interp.analysis.routes import rotation
+        from interp.analysis.maps.routes import rotation
 
         turn = rotation(attn, distance)
         queries = turn.T @ queries @ turn

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis import routes
+from interp.analysis.maps import routes
+from interp.analysis.maps.routes import wide
+from interp.analysis.maps.scales import mean_scales
 from interp.analysis.reads import HeadReads, Reads, all_reads, reads
-from interp.analysis.routes import wide
-from interp.analysis.scales import mean_scales
 from interp.models.attention import Attention
 from interp.models.block import Block
 from interp.models.norm import Norm

@@ -14,7 +14,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.analysis.stages import Constants, ConvStage, HeadStage, NormStage, Scale, moving, stay
+from interp.analysis.maps.stages import (
+    Constants,
+    ConvStage,
+    HeadStage,
+    NormStage,
+    Scale,
+    moving,
+    stay,
+)
 from interp.models import HookedSequenceModel
 from interp.models.attention import Attention
 from interp.models.block import AttentionBlock, Block, ConvBlock

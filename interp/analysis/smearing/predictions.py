@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.grams import HeardHead
+from interp.analysis.maps.stages import later
 from interp.analysis.reads import HeadReads
-from interp.analysis.stages import later
+from interp.analysis.smearing.grams import HeardHead
 from interp.models.attention import Attention
 from interp.models.shapes import Stream
 

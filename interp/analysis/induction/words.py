@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from interp.analysis.circuit_edges import SMEAR, Cells, Edge, Effect
+from interp.analysis.induction.edges import SMEAR, Cells, Edge, Effect
 from interp.analysis.result import Result
 
 LAG = re.compile(r"L\d+\.lag(\d+)")

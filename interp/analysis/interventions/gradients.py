@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from interp.analysis.interventions.sources import Numbers
 from interp.analysis.metrics import InductionScore, LogitMetric, Metric
-from interp.analysis.sources import Numbers
 from interp.models import HookedSequenceModel
 from interp.models.entries import entries_of
 from interp.models.outputs import Outputs, OutputsOfLogits, OutputsOfStream

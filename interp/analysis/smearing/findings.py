@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.geometry import Geometry, geometry
-from interp.analysis.grams import HeadSums, HeardHead, Second, grams_of_weights, rank_of
-from interp.analysis.predictions import ScoreErrors, score_errors
+from interp.analysis.maps.routes import CHANNELS, Channel, place_of, turn_at, wide
+from interp.analysis.maps.scales import TOKENS_AT_ONCE, embedding_moments, hear
 from interp.analysis.reads import HeadReads
-from interp.analysis.routes import CHANNELS, Channel, place_of, turn_at, wide
-from interp.analysis.scales import TOKENS_AT_ONCE, embedding_moments, hear
+from interp.analysis.smearing.geometry import Geometry, geometry
+from interp.analysis.smearing.grams import HeadSums, HeardHead, Second, grams_of_weights, rank_of
+from interp.analysis.smearing.predictions import ScoreErrors, score_errors
 from interp.models import HookedSequenceModel
 from interp.models.shapes import Stream, Tokens
 

@@ -17,8 +17,8 @@ from typing import Any, Literal, cast
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.routes import wide
-from interp.analysis.stages import NormStage
+from interp.analysis.maps.routes import wide
+from interp.analysis.maps.stages import NormStage
 from interp.models import HookedSequenceModel
 from interp.models.attention import Attention
 from interp.models.block import AttentionBlock, Block

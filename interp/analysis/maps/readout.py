@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.analysis.routes import wide
+from interp.analysis.maps.routes import wide
 from interp.models import HookedSequenceModel
 from interp.models.norm import Norm
 from interp.models.protocol import View

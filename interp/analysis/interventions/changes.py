@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from interp.analysis.sources import Activations
+from interp.analysis.interventions.sources import Activations
 from interp.analysis.units import Part, Site, Unit, stream_hook
 from interp.models.protocol import Hook, Start, View
 from interp.models.shapes import Heads, Stream, Tokens

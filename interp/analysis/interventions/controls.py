@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.catalogue import Catalogue
-from interp.analysis.changes import Change
+from interp.analysis.interventions.catalogue import Catalogue
+from interp.analysis.interventions.changes import Change
 from interp.analysis.units import Unit, stream_hook
 
 Control = Literal["units", "directions", "none"]

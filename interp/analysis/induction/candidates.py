@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 
-from interp.analysis.intervals import student_t
 from interp.analysis.probes import origin_of
 from interp.analysis.result import Result
 from interp.analysis.sequences import RepeatedTokens
+from interp.analysis.statistics.intervals import student_t
 from interp.analysis.targets import measure, stripe
 from interp.models import HookedSequenceModel
 from interp.models.protocol import View, view

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.routes import Route
-from interp.analysis.stages import Constants, NormStage, later, stay
+from interp.analysis.maps.routes import Route
+from interp.analysis.maps.stages import Constants, NormStage, later, stay
 from interp.models import HookedSequenceModel
 from interp.models.protocol import undisturbed, view
 from interp.models.shapes import Tokens

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.folds import NO_NORM, Fold, Folded, Heads, OurFolded
+from interp.analysis.maps.folds import NO_NORM, Fold, Folded, Heads, OurFolded
+from interp.analysis.maps.routes import HEAD, Channel, wide
 from interp.analysis.reads import HeadReads, Reads
-from interp.analysis.routes import HEAD, Channel, wide
 from interp.models import HookedSequenceModel
 from interp.models.protocol import View, view
 from interp.models.shapes import Tokens

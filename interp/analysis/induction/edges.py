@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from interp.analysis.ablation import ablate
-from interp.analysis.catalogue import Catalogue
-from interp.analysis.intervals import student_t
+from interp.analysis.interventions.catalogue import Catalogue
+from interp.analysis.maps.routes import place_of
+from interp.analysis.maps.splits import routes
 from interp.analysis.metrics import InductionScore, Metric, SecondCopyLoss
 from interp.analysis.removal import without_lag_pair
 from interp.analysis.result import Result
-from interp.analysis.routes import place_of
-from interp.analysis.splits import routes
+from interp.analysis.statistics.intervals import student_t
 from interp.analysis.units import HEAD
 from interp.models import HookedSequenceModel
 from interp.models.protocol import View

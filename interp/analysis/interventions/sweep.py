@@ -16,11 +16,11 @@ from jaxtyping import Float64
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp.analysis.changes import Batch, Change, Edit, Entry, edit_hooks, names_for
-from interp.analysis.limits import rows_that_fit
+from interp.analysis.interventions.changes import Batch, Change, Edit, Entry, edit_hooks, names_for
+from interp.analysis.interventions.limits import rows_that_fit
+from interp.analysis.interventions.reading import Reading, is_felt
+from interp.analysis.interventions.sources import Numbers, Source
 from interp.analysis.metrics import LogitMetric, Metric
-from interp.analysis.reading import Reading, is_felt
-from interp.analysis.sources import Numbers, Source
 from interp.models.protocol import Hook, View, undisturbed
 from interp.models.shapes import Tokens
 

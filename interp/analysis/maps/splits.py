@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.routes import CHANNELS, Channel, Route, route
-from interp.analysis.scales import scales_of
+from interp.analysis.maps.routes import CHANNELS, Channel, Route, route
+from interp.analysis.maps.scales import scales_of
 from interp.models import HookedSequenceModel
 from interp.models.attention import Attention
 from interp.models.shapes import Heads, KeyMask

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from interp.analysis.interventions.sources import Numbers
 from interp.analysis.metrics import InductionScore, LogitMetric, Metric
-from interp.analysis.sources import Numbers
 from interp.analysis.units import Site, Unit, stream_hook
 from interp.models.protocol import Entries, Hook, Start, View
 from interp.models.shapes import Tokens

@@ -4,13 +4,13 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from interp.analysis.controls import (
+from interp.analysis.interventions.controls import (
     Control,
 )
-from interp.analysis.limits import rows_that_fit
+from interp.analysis.interventions.limits import rows_that_fit
+from interp.analysis.interventions.sources import Means, OtherRun, Source, Zeros
 from interp.analysis.metrics import InductionScore, LogitMetric, Metric
 from interp.analysis.sequences import RepeatedTokens
-from interp.analysis.sources import Means, OtherRun, Source, Zeros
 from interp.models.protocol import View
 from interp.models.shapes import Tokens
 

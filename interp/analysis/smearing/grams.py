@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from interp.analysis.geometry import LagGrams
+from interp.analysis.maps.routes import Channel
+from interp.analysis.maps.scales import Moments
+from interp.analysis.maps.stages import later
 from interp.analysis.reads import HeadReads, Reads
-from interp.analysis.routes import Channel
-from interp.analysis.scales import Moments
-from interp.analysis.stages import later
+from interp.analysis.smearing.geometry import LagGrams
 from interp.models.shapes import Stream
 
 HeardHead = Mapping[Channel, Float[Tensor, "batch pos d_head"]]

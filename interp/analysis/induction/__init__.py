@@ -1,0 +1,1 @@
+"""How an induction circuit is found: candidate heads, edges with effects, plain words."""

@@ -1,0 +1,1 @@
+"""How interventions are written down, made and measured, all in one pass."""

@@ -1,0 +1,1 @@
+"""A model as linear maps, once its norms are frozen: through convolutions into heads, and out."""

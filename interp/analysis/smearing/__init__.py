@@ -1,0 +1,1 @@
+"""What smeared-key detection rests on: second moments over lags, and how their maps lie."""
