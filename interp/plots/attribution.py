@@ -21,7 +21,7 @@ COLORBAR = 46
 
 
 def parts(result: Result) -> go.Figure:
-    """What each "part" or "path" adds: bars with their sum, or by "position" a heatmap.
+    """What each "part" or "path" adds: bars with their sum, or over several positions a heatmap.
 
     Raises:
         ValueError: a further axis.
@@ -29,7 +29,11 @@ def parts(result: Result) -> go.Figure:
     axis = "part" if "part" in result.axes else "path"
     if extra := set(result.axes) - {axis, "position"}:
         raise ValueError(f"{result.name} also has the axes {sorted(extra)}; choose with sel()")
-    return by_position(result, axis) if "position" in result.axes else _bars(result, axis)
+    if "position" not in result.axes:
+        return _bars(result, axis)
+    if len(positions := result.labels["position"]) == 1:
+        return _bars(result.sel(position=positions[0]), axis)
+    return by_position(result, axis)
 
 
 def by_position(result: Result, axis: str) -> go.Figure:

@@ -15,6 +15,8 @@ TOP, RIGHT, COLORBAR, GAP, TITLE = 76, 40, 62, 28, 24
 LETTER, ROW, NAMES = 7.5, 26, 52
 COLUMNS, CELL, WRITTEN = 760, (3.0, 56.0), 4
 NARROWEST = 440
+READABLE = 44
+"""A cell that is wider has room for its number."""
 
 
 def grid(result: Result, down: str, across: str, measures: Sequence[str]) -> go.Figure:
@@ -60,6 +62,7 @@ def grid(result: Result, down: str, across: str, measures: Sequence[str]) -> go.
         figure.add_heatmap(
             z=values,
             text=hover,
+            texttemplate="%{z:.2f}" if cell > READABLE else "",
             hovertemplate="%{text}<extra></extra>",
             hoverongaps=False,
             xgap=int(cell > WRITTEN),
