@@ -13,7 +13,7 @@ from interp.analysis.context import (
 )
 from interp.analysis.convolutions import conv_lags, conv_singular_values, conv_weights
 from interp.analysis.copying import copying_score
-from interp.analysis.development import best_head, development, over_samples
+from interp.analysis.development import best_head, development
 from interp.analysis.factored import Circuit
 from interp.analysis.heads import (
     duplicate_token_score,
@@ -35,7 +35,7 @@ from interp.analysis.positional import positional_circuit
 from interp.analysis.reads import Reads, reads
 from interp.analysis.records import recorded, suite, suite_table, training_curves
 from interp.analysis.removal import without_lag_pair
-from interp.analysis.result import Result
+from interp.analysis.result import Result, over_samples
 from interp.analysis.sequences import RepeatedTokens, repeated_tokens
 from interp.analysis.smear import detect_smeared_keys
 

@@ -1,7 +1,6 @@
 """How a measurement grows while a model trains: any analysis, at every checkpoint of a run."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from jaxtyping import Float64
 from torch import nn
 from tqdm.auto import tqdm
 
-from interp.analysis.result import Label, Result
+from interp.analysis.result import Label, Result, over_samples
 from interp.models.revisions import Checkpoints, check_next, check_steps
 
 Analysis = Callable[..., Result]
@@ -191,29 +190,6 @@ def tokens_at(result: Result) -> Float64[np.ndarray, " step"]:
     """The tokens read by each step of a result; the steps themselves where that is not known."""
     steps = np.array(result.labels["step"], dtype=np.float64)
     return steps * result.provenance.get("tokens_per_step", 1)
-
-
-def over_samples(result: Result) -> Result:
-    """A result with its axis "sample" averaged, and the standard error over the samples.
-
-    >>> labels = {"step": (0, 10), "sample": (0, 1)}
-    >>> each = Result("score", np.array([[1, 3], [2, 2]]), ("step", "sample"), labels)
-    >>> over_samples(each).values.tolist(), over_samples(each).standard_error.tolist()
-    ([2.0, 2.0], [1.0, 0.0])
-    """
-    if "sample" not in result.axes:
-        return result
-    where = result.axes.index("sample")
-    axes = tuple(axis for axis in result.axes if axis != "sample")
-    mean = Result.from_samples(
-        result.name,
-        np.moveaxis(result.values, where, 0),
-        axes,
-        labels={axis: result.labels[axis] for axis in axes},
-        chance=None if result.chance is None else result.chance.mean(where),
-        unit=result.unit,
-    )
-    return replace(mean, provenance=result.provenance)
 
 
 def best_head(result: Result) -> Result:

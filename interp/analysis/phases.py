@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from interp.analysis.development import over_samples, tokens_at
-from interp.analysis.result import Label, Result, rounded
+from interp.analysis.development import tokens_at
+from interp.analysis.result import Label, Result, over_samples, rounded
 from interp.analysis.statistics.windows import (
     Curve,
     Curves,

@@ -1,13 +1,10 @@
 """What every analysis returns: labelled numbers with their error, chance level and origin."""
 
-import json
 import math
 import os
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from importlib import metadata
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
@@ -18,13 +15,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from interp.analysis import storage, tables
+from interp.analysis.provenance import json_copy, versions
 from interp.analysis.storage import write_whole
 from interp.analysis.tables import rounded
 
 if TYPE_CHECKING:
     import interp.plots
 
-__all__ = ["Label", "Result", "rounded", "versions", "write_whole"]
+__all__ = ["Label", "Result", "over_samples", "rounded", "versions", "write_whole"]
 
 Label = str | int | float | np.number
 
@@ -84,7 +82,7 @@ class Result:
             "labels": MappingProxyType({axis: labels[axis] for axis in axes}),
             "values": self._float64("values", self.values, shape),
             "unit": self.unit if isinstance(self.unit, str) else MappingProxyType(dict(self.unit)),
-            "provenance": MappingProxyType(_json_copy(self.name, self.provenance)),
+            "provenance": MappingProxyType(json_copy(self.name, self.provenance)),
         }
         if self.standard_error is not None:
             frozen["standard_error"] = self._float64("standard_error", self.standard_error, shape)
@@ -261,19 +259,31 @@ class Result:
         return tables.grid(self.to_frame(), self.axes)
 
 
+def over_samples(result: Result) -> Result:
+    """A result with its axis "sample" averaged, and the standard error over the samples.
+
+    >>> labels = {"step": (0, 10), "sample": (0, 1)}
+    >>> each = Result("score", np.array([[1, 3], [2, 2]]), ("step", "sample"), labels)
+    >>> over_samples(each).values.tolist(), over_samples(each).standard_error.tolist()
+    ([2.0, 2.0], [1.0, 0.0])
+    """
+    if "sample" not in result.axes:
+        return result
+    where = result.axes.index("sample")
+    axes = tuple(axis for axis in result.axes if axis != "sample")
+    mean = Result.from_samples(
+        result.name,
+        np.moveaxis(result.values, where, 0),
+        axes,
+        labels={axis: result.labels[axis] for axis in axes},
+        chance=None if result.chance is None else result.chance.mean(where),
+        unit=result.unit,
+    )
+    return replace(mean, provenance=result.provenance)
+
+
 def _from_json(text: str) -> Result:
     return Result(**storage.from_json(text))
-
-
-def versions() -> dict[str, str]:
-    """The versions that a provenance names: Python, interp, PyTorch and TransformerLens."""
-    found = {"python": platform.python_version()}
-    for package in ("interp", "torch", "transformer_lens"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def _plain(label: Any) -> Label:
@@ -281,13 +291,6 @@ def _plain(label: Any) -> Label:
     if not isinstance(plain, str | int | float):
         raise TypeError(f"a label must be a string or a number, not {label!r}")
     return plain
-
-
-def _json_copy(name: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return json.loads(json.dumps(dict(provenance), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name}: the provenance is more than numbers and text: {error}") from error
 
 
 def _listed(names: Sequence[Label]) -> str:

@@ -1,13 +1,12 @@
 """What develops while a model trains: curves against tokens, and loss by position as a map."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float64
 
-from interp.analysis.result import Result, rounded
+from interp.analysis.result import Result, over_samples, rounded
 from interp.plots import style
 from interp.plots.curves import BOTTOM, TOP
 from interp.plots.panels import Clock, Line, Panel, after_zero, chances, stacked, tokens_at
@@ -31,7 +30,7 @@ def steps(result: Result) -> go.Figure:
     Raises:
         ValueError: more axes than can be drawn; choose with sel().
     """
-    mean = _over_samples(result)
+    mean = over_samples(result)
     others = [axis for axis in mean.axes if axis != "step"]
     if "position" in others:
         return by_position(mean)
@@ -168,20 +167,3 @@ def training(result: Result) -> go.Figure:
         units.setdefault(str(part.unit), []).append(line)
     panels = [Panel("", unit, lines) for unit, lines in units.items()]
     return stacked(result, panels, Clock("step", is_log=False))
-
-
-def _over_samples(result: Result) -> Result:
-    """The mean over an axis "sample", with its standard error."""
-    if "sample" not in result.axes:
-        return result
-    where = result.axes.index("sample")
-    axes = tuple(axis for axis in result.axes if axis != "sample")
-    mean = Result.from_samples(
-        result.name,
-        np.moveaxis(result.values, where, 0),
-        axes,
-        labels={axis: result.labels[axis] for axis in axes},
-        chance=None if result.chance is None else result.chance.mean(where),
-        unit=result.unit,
-    )
-    return replace(mean, provenance=result.provenance)
