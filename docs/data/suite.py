@@ -62,11 +62,6 @@ def repeats(model: Any) -> RepeatedTokens:
     )
 
 
-def best_head(model: Any) -> str:
-    scores = interp.induction_score(model)
-    return scores.labels["head"][int(scores.values.argmax())]
-
-
 def cells(model: Any, heads: list[str]) -> dict[str, list[Any]]:
     """Hooks that take one cell (query lag, key lag) out of all of these heads' scores."""
     reads = interp.match_table(model).values.shape
@@ -82,9 +77,10 @@ def smeared_keys(run: Path) -> Iterator[pd.DataFrame]:
     """What each head reads, where it matches, and what it does without each cell, as it trains."""
     text, checkpoints = held_out(run, BLOCKS), Checkpoints.from_run(run).at(STEPS)
     for step, model in checkpoints:
-        head = best_head(model)
+        induction = interp.induction_score(model)
+        head = induction.best()
         found: list[Result] = [
-            interp.induction_score(model),
+            induction,
             interp.detect_smeared_keys(model, text),
             interp.match_table(model, tokens=text),
             interp.ablate(
@@ -102,7 +98,7 @@ def smeared_keys(run: Path) -> Iterator[pd.DataFrame]:
 def removals(run: Path) -> Iterator[pd.DataFrame]:
     """What the trained model loses without a cell, a lag, a head: four metrics, paired errors."""
     model = interp.load(str(run))
-    best, random_tokens = best_head(model), repeats(model)
+    best, random_tokens = interp.induction_score(model).best(), repeats(model)
     judged = (
         (random_tokens, InductionScore(best)),
         (random_tokens, "second_copy_loss"),
@@ -137,7 +133,7 @@ def removed(model: Any, best: str) -> Iterator[Any]:
 
 def composition(run: Path) -> Iterator[pd.DataFrame]:
     """What the best induction head of two attention layers reads of the first, as it trains."""
-    best = best_head(interp.load(str(run)))
+    best = interp.induction_score(interp.load(str(run))).best()
     for step, model in Checkpoints.from_run(run).at(STEPS):
         earlier = [head for head in view(model).head_labels if head.startswith("L0")]
         paths = [f"{head}->{best}.{way}" for head in earlier for way in "qkv"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from interp.analysis.maps.routes import place_of, rotation, route
+from interp.analysis.maps.routes import check_turn, place_of, rotation, route
 from interp.analysis.maps.scales import embedding_moments, scales_of
 from interp.analysis.reads import reads
 from interp.models import Attention, Conv, HookedAttn, HookedConvAttn
@@ -168,7 +168,7 @@ def test_rotation_is_what_the_model_does_at_that_distance(distance):
     torch.testing.assert_close(found, expected)
 
 
-def test_what_cannot_be_read_is_refused_with_the_reason():
+def test_what_cannot_be_read_is_refused_with_the_reason(unchecked):
     model = readers.build("three lags")
     with pytest.raises(ValueError, match="layer 0 is a convolution and has no heads"):
         reads(model, "L0H0")
@@ -180,6 +180,9 @@ def test_what_cannot_be_read_is_refused_with_the_reason():
         rotation(model.attn(1), 2)
     with pytest.raises(ValueError, match="0 to n_ctx - 1 = 7"):
         rotation(readers.build("rotary").attn(1), 8)
+    for distance in (-1, 1.5):
+        with pytest.raises(ValueError, match=f"distance is {distance}, but must be a whole number"):
+            check_turn(distance, 8)
     with pytest.raises(ValueError, match="Give tokens"):
         reads(readers.build("attention between"), "L2H0")
     with pytest.raises(TypeError, match="give an interp model"):

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.analysis.maps.folds import NO_NORM, Fold, Folded, Heads, OurFolded
-from interp.analysis.maps.routes import HEAD, Channel, wide
+from interp.analysis.maps.routes import HEAD, Channel, check_turn, wide
 from interp.analysis.reads import HeadReads, Reads
 from interp.models import HookedSequenceModel
 from interp.models.protocol import View, view
@@ -137,17 +137,9 @@ class BridgeFolded(Folded):
 
     def rotation(self, layer: int, distance: int) -> Float[Tensor, "d_head d_head"] | None:
         """R at this distance; None where nothing turns."""
+        check_turn(distance, self.seen.n_ctx if self.rotary else None)
         if not self.rotary:
-            if distance:
-                raise ValueError(
-                    f"distance is {distance}, but without rotary positions the circuit is the same "
-                    "at every distance; leave it out"
-                )
             return None
-        if not 0 <= distance < self.seen.n_ctx:
-            raise ValueError(
-                f"distance is {distance}, but must be 0 to n_ctx - 1 = {self.seen.n_ctx - 1}"
-            )
         identity = torch.eye(self.model.blocks[layer].attn.W_Q.shape[-1])
         return identity if distance == 0 else self._turned(layer, identity, distance)
 

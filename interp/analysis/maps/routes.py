@@ -170,19 +170,28 @@ def rotation(attn: Attention, distance: int = 0) -> Float[Tensor, "d_head d_head
         ValueError: a distance that no score of this model has.
     """
     identity = torch.eye(attn.W_Q.shape[-1]).to(wide(attn.W_Q))
+    check_turn(distance, None if attn.rotary is None else attn.rotary.n_ctx)
     if attn.rotary is None:
-        if distance:
-            raise ValueError(
-                f"distance is {distance}, but without rotary positions the circuit is the same "
-                "at every distance; leave it out"
-            )
         return identity
-    if not 0 <= distance < attn.rotary.n_ctx:
-        raise ValueError(
-            f"distance is {distance}, but must be 0 to n_ctx - 1 = {attn.rotary.n_ctx - 1}"
-        )
     as_heads = identity.expand(1, distance + 1, -1, -1)
     return attn.rotary(as_heads)[0, distance].to(identity)
+
+
+def check_turn(distance: int, n_ctx: int | None) -> None:
+    """Refuse a distance that no rotary positions of this context have; None has no such positions.
+
+    Raises:
+        ValueError: a distance that no score of this model has.
+    """
+    if n_ctx is None and distance:
+        raise ValueError(
+            f"distance is {distance}, but without rotary positions the circuit is the same at "
+            "every distance; leave it out"
+        )
+    if n_ctx is not None and distance not in range(n_ctx):
+        raise ValueError(
+            f"distance is {distance}, but must be a whole number from 0 to n_ctx - 1 = {n_ctx - 1}"
+        )
 
 
 def turn_at(attn: Attention, distance: int) -> Float[Tensor, "d_head d_head"]:
