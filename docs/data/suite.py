@@ -147,6 +147,16 @@ def composition(run: Path) -> Iterator[pd.DataFrame]:
         ]
         for result in found:
             yield result.to_frame().assign(analysis=result.name, step=step, best=best)
+        yield own_token(model).assign(analysis="own_token", step=step, best=best)
+
+
+def own_token(model: Any) -> pd.DataFrame:
+    """Mean attention from each token to itself, of each head of layer 0."""
+    name = "blocks.0.attn.hook_pattern"
+    with torch.no_grad():
+        _, cache = model.run_with_cache(repeats(model).tokens, names_filter=name)
+    values = cache[name].diagonal(dim1=-2, dim2=-1).mean((0, 2)).tolist()
+    return pd.DataFrame({"head": [f"L0H{head}" for head in range(len(values))], "value": values})
 
 
 def in_context(run: Path) -> Iterator[pd.DataFrame]:
