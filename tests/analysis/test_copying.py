@@ -173,7 +173,12 @@ def test_the_course_network_is_scored_through_its_convolution():
     model = zoo.build("course")
     scores = copying_score(model)
     assert scores.labels["value_lag"] == ("lag 0", "lag 1")
-    assert np.isfinite(scores.values).all()
+    V, W_U = model.attn(1).W_V.detach()[0], model.unembed.W_U.detach()  # one head, no output map
+    for lag, W in enumerate(model.conv(0).W.detach()):
+        eigenvalues = torch.linalg.eigvals(model.W_E.detach() @ W @ V @ W_U)
+        expected = (eigenvalues.sum().real / eigenvalues.abs().sum()).item()
+        found = float(scores.sel(value_lag=f"lag {lag}", head="L1H0"))
+        assert found == pytest.approx(expected, abs=1e-9)
 
 
 def test_draws_are_those_of_the_seed_and_disturb_nothing():
