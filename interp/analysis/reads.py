@@ -35,6 +35,7 @@ class Reads:
         scales: what each norm divides by, by the norm's name.
         scales_from: where the scales come from: "tokens", the embedding, "no norm".
         n_ctx: the model's longest context.
+        centered: no map reads the mean over the directions of x: a LayerNorm takes it off first.
     """
 
     head: str
@@ -46,6 +47,7 @@ class Reads:
     scales: Mapping[str, float]
     scales_from: str
     n_ctx: int
+    centered: bool
 
     @property
     def lags(self) -> int:
@@ -117,6 +119,7 @@ def reads(
         scales=scales.scales,
         scales_from=scales.origin,
         n_ctx=way.n_ctx,
+        centered=way.centered,
     )
 
 

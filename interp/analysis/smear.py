@@ -57,7 +57,11 @@ def detect_smeared_keys(
       they add up to 1.
     * `alignment`: the cosine between the maps of lags 0 and 1. 1 is one map for both, smearing; 0
       two unrelated maps; negative a difference filter. `alignment_null` is its deviation, around
-      0, if one of the maps read the stream through a random (Haar) rotation.
+      0, if one of the two read the stream through a random (Haar) rotation R, K_j ↦ R K_j:
+      `ν_j² = tr(M K_jᵀ K_j M K_iᵀ Σ² K_i) / (tr Σ · tr(K_jᵀ K_j M) · <K_i, K_i>)`, i the other
+      lag; the larger one of ν_0 and ν_1. The stream's own axes are turned and
+      not its principal ones made equal: random weights, too, see most of the few directions in
+      which a stream varies most. Where a LayerNorm takes the mean off, R turns what is left.
     * `smear`: σ̂, where lags 0 and 1 are fitted as σ̂ and 1 - σ̂ times one map, and `smear_fit`, the
       share of their squared length that the fit keeps (R², at least 1/2). An ordinary head has
       σ̂ = 1, a pure shift σ̂ = 0, both with a fit of 1: smearing is 0 < σ̂ < 1 and alignment near 1.

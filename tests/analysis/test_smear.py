@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from interp.analysis.reads import reads
+from interp.analysis.reads import all_reads, reads
 from interp.analysis.smear import detect_smeared_keys
-from interp.analysis.smearing.geometry import LagGrams, geometry
 from interp.models import HookedConvAttn, HookedSmearedAttn
 from tests.analysis import readers
 from tests.models import zoo
@@ -158,28 +157,72 @@ def test_random_weights_lie_inside_the_null_band():
     assert 0.6 < z.std() < 1.4
 
 
-def test_the_null_is_that_of_haar_rotations():
+def haar(width, generator):
+    q, r = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))
+    return q * r.diagonal().sign()
+
+
+def cosine(first, second, sigma, metric):
+    """The alignment of two maps, spelled out."""
+    lengths = [(x.T @ sigma @ x @ metric).trace() for x in (first, second)]
+    return float((first.T @ sigma @ second @ metric).trace() / (lengths[0] * lengths[1]).sqrt())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", ["layer", "none"])
+@pytest.mark.parametrize("with_tokens", [False, True])
+def test_the_null_is_that_of_a_map_whose_stream_is_turned(norm, with_tokens):
+    # A stream that varies more in some directions, and most in the mean that a LayerNorm takes off.
+    model = HookedConvAttn(
+        d_vocab=200, d_model=24, n_heads=1, d_head=8, n_ctx=8, norm=norm, positions="none", seed=1
+    ).double()  # fmt: skip
     generator = torch.Generator().manual_seed(0)
-    d_model, d_head = 10, 4
-    maps = torch.randn(2, d_model, d_head, generator=generator, dtype=torch.float64)
-    root = torch.randn(d_model, d_model, generator=generator, dtype=torch.float64)
-    query = torch.randn(d_head, d_head, generator=generator, dtype=torch.float64)
-    sigma, metric = root @ root.T, query @ query.T
-    values, vectors = torch.linalg.eigh(sigma)
-    half, inverse = (vectors * values**p @ vectors.T for p in (0.5, -0.5))
+    model.W_E.mul_(0.9 ** torch.arange(24))
+    model.W_E.copy_(model.W_E @ haar(24, generator))
+    if norm == "layer":
+        model.W_E.add_(torch.randn(200, 1, generator=generator))
+    tokens = text(n=400, d_vocab=200)
+    read = all_reads(model, ["L1H0"], tokens if with_tokens else None)["L1H0"]
+    x = model.W_E[tokens[:, 1:].flatten() if with_tokens else torch.arange(200)]
+    sigma = torch.cov(x.T, correction=0)
+    if with_tokens:
+        heard = model.run_with_cache(tokens)[1]["blocks.1.attn.hook_q"][:, :, 0].flatten(0, 1)
+        metric = heard.T @ heard / len(heard)
+    else:
+        constants = sum(value[-1] for value in read["q"].constants.values())
+        by_lag = [x.mean(0) @ one for one in read["q"].maps]
+        query = sum(by_lag) + constants
+        spread = sum(one.T @ sigma @ one for one in read["q"].maps)
+        metric = spread + torch.outer(query, query)
+    first, second = read["k"].maps
+    # Inside the directions that LayerNorm leaves, which are those orthogonal to the mean.
+    centre = torch.eye(24).double() - (norm == "layer") / 24
+    basis = torch.linalg.eigh(centre)[1][:, norm == "layer" :]
+    deviations = []
+    for one, other in ((first, second), (second, first)):
+        turned = [basis @ haar(basis.shape[1], generator) @ basis.T @ other for _ in range(1500)]
+        drawn = [cosine(one, way, sigma, metric) for way in turned]
+        assert np.mean(drawn) == pytest.approx(0, abs=4 * np.std(drawn) / math.sqrt(1500))
+        deviations.append(np.std(drawn))
+    found = numbers(detect_smeared_keys(model, tokens if with_tokens else None))
+    assert found["alignment"] == pytest.approx(cosine(first, second, sigma, metric), abs=1e-6)
+    assert found["alignment_null"] == pytest.approx(max(deviations), rel=0.08)
 
-    def found(first, second):
-        stack = torch.stack([first, second])
-        same = torch.einsum("ima,mn,jnb->ijab", stack, sigma, stack)
-        return geometry(LagGrams(same, same, metric, d_model)).numbers
 
-    drawn = []
-    for _ in range(1000):
-        q, r = torch.linalg.qr(torch.randn(10, 10, generator=generator, dtype=torch.float64))
-        turned = inverse @ (q * r.diagonal().sign()) @ half @ maps[1]
-        drawn.append(found(maps[0], turned)["alignment"])
-    assert np.mean(drawn) == pytest.approx(0, abs=0.04)
-    assert found(*maps)["alignment_null"] == pytest.approx(np.std(drawn), rel=0.08)
+def test_random_maps_of_a_stream_that_varies_in_few_directions_lie_inside_the_null_band():
+    # A rotation of the whitened stream would promise a quarter of the spread that there is.
+    z = []
+    for seed in range(20):
+        model = HookedConvAttn(
+            d_vocab=300, d_model=32, n_heads=2, n_ctx=8, seed=seed, residual=False, norm="none"
+        )
+        with torch.no_grad():
+            model.W_E[:, 3:] *= 0.05
+        result = detect_smeared_keys(model).sel(measure=["alignment", "alignment_null"])
+        z.append(result.values[..., 0] / result.values[..., 1])
+    z = np.concatenate(z, axis=1)
+    assert np.abs(z).max() < 4.0
+    assert 0.6 < z.std() < 1.4
 
 
 @pytest.mark.parametrize("name", ["three lags", "rms", "no norm, three lags, rotary", "course"])

@@ -85,6 +85,7 @@ class BridgeFolded(Folded):
                 scales={},
                 scales_from="1: a common factor, left out",
                 n_ctx=self.seen.n_ctx,
+                centered=_bridge_fold(self.model.blocks[layer], "ln1").centered,
             )
             for channel, weight in maps.items()
         }

@@ -62,6 +62,13 @@ class Route:
         stages = (*self.convs, self.end)
         return tuple(stage.norm.name for stage in stages if stage.norm is not None)
 
+    @property
+    def centered(self) -> bool:
+        """Whether a LayerNorm takes the mean off the stream before anything reads it."""
+        first = self.convs[0] if self.convs else self.end
+        after = isinstance(first, ConvStage) and first.post_norm
+        return first.norm is not None and first.norm.centered and not after
+
     def maps(self, scales: Mapping[str, float]) -> Float[Tensor, "lag d_model d_head"]:
         """The map of each lag, for a position that has all its lags."""
         d_model = self.end.weight.shape[0]

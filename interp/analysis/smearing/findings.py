@@ -14,7 +14,7 @@ from interp.analysis.maps.routes import CHANNELS, Channel, place_of, turn_at, wi
 from interp.analysis.maps.scales import TOKENS_AT_ONCE, embedding_moments, hear
 from interp.analysis.reads import HeadReads
 from interp.analysis.smearing.geometry import Geometry, geometry
-from interp.analysis.smearing.grams import HeadSums, HeardHead, Second, grams_of_weights, rank_of
+from interp.analysis.smearing.grams import HeadSums, HeardHead, Second, grams_of_weights
 from interp.analysis.smearing.predictions import ScoreErrors, score_errors
 from interp.models import HookedSequenceModel
 from interp.models.shapes import Stream, Tokens
@@ -74,24 +74,29 @@ def on_tokens(
 ) -> dict[Place, Finding]:
     """From what the streams hold and the heads compute on these tokens.
 
-    The sequences are passed over three times: how many directions a stream has, the second moments
-    (which give the smearing that fits best), and the scores.
+    The sequences are passed over three times: the covariance of each stream, the second moments of
+    what the heads make of it (which give the smearing that fits best), and the scores.
     """
     groups = tokens.tensor_split(min(GROUPS, len(tokens)))
-    ranks = _ranks(model, read, tokens)
+    streams = [_streams(model, read, group) for group in groups]
     sums = [_sums(model, read, group) for group in groups]
     measures = {
-        head: _Measure(*_parts_of(model, head, distance), ranks[one["k"].source])
-        for head, one in read.items()
+        head: _Measure(one, *_parts_of(model, head, distance)) for head, one in read.items()
     }
+    sources = {head: one["k"].source for head, one in read.items()}
     mixtures = {
-        head: measures[head].geometry_of(_total(part[head] for part in sums))["k"].mixture
-        for head in read
+        head: measure.geometry_of(
+            _total(part[sources[head]] for part in streams), _total(part[head] for part in sums)
+        )["k"].mixture
+        for head, measure in measures.items()
     }
     errors = [_errors(model, read, mixtures, group) for group in groups]
     findings: dict[Place, Finding] = {}
     for head, measure in measures.items():
-        parts = [(one[head], other[head]) for one, other in zip(sums, errors, strict=True)]
+        parts = [
+            (stream[sources[head]], one[head], other[head])
+            for stream, one, other in zip(streams, sums, errors, strict=True)
+        ]
         for channel, finding in _jackknife(parts, measure).items():
             findings[channel, head] = finding
     return findings
@@ -101,20 +106,24 @@ def on_tokens(
 class _Measure:
     """From the sums of one head to its findings."""
 
+    read: HeadReads
     W_O: Float[Tensor, "d_head d_model"]
     turn: Float[Tensor, "d_head d_head"]
-    rank: int
 
-    def geometry_of(self, sums: HeadSums) -> dict[Channel, Geometry]:
+    def geometry_of(self, stream: Second, sums: HeadSums) -> dict[Channel, Geometry]:
         """Lag shares, alignment and smear of each channel."""
         metrics = sums.metrics(self.W_O, self.turn)
-        return {c: geometry(x.grams(metrics[c], self.rank)) for c, x in sums.channels.items()}
+        return {
+            c: geometry(x.grams(self.read[c], stream, metrics[c])) for c, x in sums.channels.items()
+        }
 
-    def __call__(self, sums: HeadSums, errors: ScoreErrors) -> dict[Channel, Finding]:
+    def __call__(
+        self, stream: Second, sums: HeadSums, errors: ScoreErrors
+    ) -> dict[Channel, Finding]:
         """The same, and how far the account predicts vectors and scores."""
         metrics, scores = sums.metrics(self.W_O, self.turn), errors.predicted()
         findings: dict[Channel, Finding] = {}
-        for channel, found in self.geometry_of(sums).items():
+        for channel, found in self.geometry_of(stream, sums).items():
             numbers = {"predicted": sums.channels[channel].predicted(metrics[channel])}
             if channel != "v":
                 numbers["predicted_scores"] = scores[channel]
@@ -128,14 +137,14 @@ class _Measure:
 
 
 def _jackknife(
-    parts: Sequence[tuple[HeadSums, ScoreErrors]], measure: _Measure
+    parts: Sequence[tuple[Second, HeadSums, ScoreErrors]], measure: _Measure
 ) -> dict[Channel, Finding]:
     """The findings of all parts, with the standard errors that leaving each out in turn gives."""
-    sums, errors = (_total(column) for column in zip(*parts, strict=True))
-    found, n = measure(sums, errors), len(parts)
+    stream, sums, errors = (_total(column) for column in zip(*parts, strict=True))
+    found, n = measure(stream, sums, errors), len(parts)
     if n < 2:
         return found
-    without = [measure(sums - some, errors - few) for some, few in parts]
+    without = [measure(stream - x, sums - some, errors - few) for x, some, few in parts]
 
     def spread(channel: Channel, name: str) -> float:
         return math.sqrt((n - 1) * np.var([one[channel].numbers[name] for one in without]))
@@ -146,17 +155,17 @@ def _jackknife(
     }
 
 
-def _ranks(
+def _streams(
     model: HookedSequenceModel, read: Mapping[str, HeadReads], tokens: Tokens
-) -> dict[str, int]:
-    """In how many directions each stream that is read varies."""
-    ranks: dict[str, int] = {}
+) -> dict[str, Second]:
+    """The second moments of each stream that is read, at the positions that have all lags."""
+    moments: dict[str, Second] = {}
     for one in read.values():
-        source, stop = one["k"].source, one["k"].layer + 1
-        if source not in ranks:
+        source, stop, start = one["k"].source, one["k"].layer + 1, one["k"].lags - 1
+        if source not in moments:
             streams = (hear(model, some, [source], stop)[source] for some in _chunks(tokens))
-            ranks[source] = rank_of(_total(Second.over(x) for x in streams).covariance())
-    return ranks
+            moments[source] = _total(Second.over(x[:, start:]) for x in streams)
+    return moments
 
 
 def _sums(

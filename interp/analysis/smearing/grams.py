@@ -81,11 +81,11 @@ class ChannelSums:
     def __sub__(self, other: "ChannelSums") -> "ChannelSums":
         return ChannelSums(self.lags, self.same - other.same, self.joint - other.joint)
 
-    def grams(self, metric: Tensor, rank: int) -> LagGrams:
+    def grams(self, read: Reads, stream: Second, metric: Tensor) -> LagGrams:
         """What the geometry needs."""
         same = _blocks(self.same.covariance(), self.lags)
         shifted = _blocks(self.joint.covariance(), self.lags + 1)[:-1, :-1]
-        return LagGrams(_padded(same), _padded(shifted), metric, rank)
+        return _grams(read, stream.covariance(), same, shifted, metric)
 
     def predicted(self, metric: Tensor) -> float:
         """R² of the lags' sum as an account of what the model computed, an intercept aside."""
@@ -134,26 +134,37 @@ def grams_of_weights(
     read: HeadReads, moments: Moments, W_O: Float[Tensor, "d_head d_model"], turn: Tensor
 ) -> dict[Channel, LagGrams]:
     """The same from the embedding's moments, tokens at different positions being independent."""
-    rank = rank_of(moments.covariance)
     same = {c: _products(read[c], moments) for c in read}
     apart = {c: x * torch.eye(len(x)).to(x)[:, :, None, None] for c, x in same.items()}
     # Independent lags: the covariance of a query or key is the sum over its lags.
     spread = {c: x.diagonal(dim1=0, dim2=1).sum(-1) for c, x in same.items()}
     query = moments.mean @ read["q"].maps.double().sum(0) + _late_bias(read["q"])
     metrics = _metrics(spread["q"] + torch.outer(query, query), spread["k"], W_O, turn)
-    return {c: LagGrams(_padded(same[c]), _padded(apart[c]), metrics[c], rank) for c in read}
+    return {c: _grams(read[c], moments.covariance, same[c], apart[c], metrics[c]) for c in read}
 
 
-def rank_of(covariance: Float64[Tensor, "d_model d_model"]) -> int:
-    """In how many directions a stream varies, to the precision of float32."""
-    values = torch.linalg.eigvalsh(covariance)
-    return int((values > values[-1] * len(values) * torch.finfo(torch.float32).eps).sum())
+def _grams(
+    read: Reads, covariance: Tensor, same: Tensor, shifted: Tensor, metric: Tensor
+) -> LagGrams:
+    if read.centered:  # no map reads the mean direction, and none may be turned into it
+        covariance = covariance - covariance.mean(0)
+        covariance = covariance - covariance.mean(1, keepdim=True)
+    maps = read.maps.double()
+    varying = covariance @ maps
+    return LagGrams(
+        same=_padded(same, 2),
+        shifted=_padded(shifted, 2),
+        metric=metric,
+        bare=_padded(maps.mT @ maps, 1),
+        twice=_padded(varying.mT @ varying, 1),
+        variance=float(covariance.trace()),
+    )
 
 
-def _padded(grams: Float64[Tensor, "lag lag d_head d_head"]) -> Tensor:
+def _padded(grams: Float64[Tensor, "... d_head d_head"], axes: int) -> Tensor:
     """With a lag 1 of zero where there is none: an ordinary head reads nothing from there."""
     missing = max(0, 2 - len(grams))
-    return F.pad(grams, (0, 0, 0, 0, 0, missing, 0, missing))
+    return F.pad(grams, (0, 0, 0, 0, *(0, missing) * axes))
 
 
 def _products(read: Reads, moments: Moments) -> Float64[Tensor, "lag lag d_head d_head"]:
