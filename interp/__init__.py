@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         qk_circuit,
         repeated_sequence_loss,
         repeated_tokens,
+        stretches,
         tokens_to_reach,
         without_lag_pair,
     )
@@ -136,6 +137,7 @@ _NAMES = {
         "lag_pair_shares",
         "match_table",
         "without_lag_pair",
+        "stretches",
         "conv_weights",
         "conv_lags",
         "conv_singular_values",
@@ -203,6 +205,7 @@ __all__ = [
     "qk_circuit",
     "repeated_sequence_loss",
     "repeated_tokens",
+    "stretches",
     "tokens_to_reach",
     "train",
     "train_tokenizer",

@@ -38,6 +38,7 @@ from interp.analysis.removal import without_lag_pair
 from interp.analysis.result import Result, over_samples
 from interp.analysis.sequences import RepeatedTokens, repeated_tokens
 from interp.analysis.smear import detect_smeared_keys
+from interp.analysis.statistics.sampling import stretches
 
 __all__ = [
     "Circuit",
@@ -87,6 +88,7 @@ __all__ = [
     "recorded",
     "repeated_sequence_loss",
     "repeated_tokens",
+    "stretches",
     "suite",
     "suite_table",
     "tokens_to_reach",

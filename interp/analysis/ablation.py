@@ -37,6 +37,7 @@ from interp.analysis.metrics import Metric, metric_of
 from interp.analysis.probes import handed_in
 from interp.analysis.result import Result
 from interp.analysis.sequences import RepeatedTokens
+from interp.analysis.statistics.sampling import Groups, Sampling
 from interp.analysis.units import Unit
 from interp.models.protocol import view
 from interp.models.shapes import Tokens
@@ -50,6 +51,7 @@ def ablate(
     metric: str | Metric | Any = "loss",
     *,
     reference: Tokens | None = None,
+    groups: Groups | None = None,
     pairs: bool = False,
     cumulative: bool = False,
     control: Control | None = None,
@@ -77,6 +79,8 @@ def ablate(
             `InductionScore(heads)`, `LogitDifference(answer, other)`, or a function of logits
             `[batch pos vocab]` and tokens that gives one number per sequence.
         reference: the sequences that `mean` and `resample` take from; the tokens themselves.
+        groups: which text each sequence is from, as in `loss_by_position`; repeated random tokens
+            need none.
         pairs: remove every pair of units, too.
         cumulative: remove units one after the other, largest effect first.
         control: what an effect is compared with, as removing anything hurts: as many random
@@ -91,7 +95,7 @@ def ablate(
         A Result over "measure" and "head" ("component", if there are others than heads):
 
         * `effect`: the metric without the unit minus the clean one, with its standard error over
-          sequences (paired);
+          sequences (paired), or over groups of them;
         * `clean`: the metric of the model as it is;
         * `random`, `random_low`, `random_high`: mean, least and greatest effect of the draws.
 
@@ -118,7 +122,9 @@ def ablate(
     ('measure', 'component')
     """
     seen = view(model)
+    drawn = isinstance(tokens, RepeatedTokens)
     tokens = as_tokens(seen, tokens)
+    sampling = Sampling.of(groups, len(tokens))
     check_options(method, control, n_random, pairs and cumulative)
     judged = metric_of(metric)
     catalogue = Catalogue.of(seen, tokens.shape[1])
@@ -139,10 +145,10 @@ def ablate(
         holds_patterns=method == "pattern_preserving",
         task="ablating",
     )
-    ablation = _Ablation(sweep, catalogue, chosen, control, n_random, seed)
+    ablation = _Ablation(sweep, catalogue, chosen, control, n_random, seed, sampling)
     origin = {
-        **handed_in(seen, tokens),
-        "n_sequences": len(tokens),
+        **handed_in(seen, tokens, sampling),
+        **({"sequences": "drawn independently"} if drawn and not sampling.grouped else {}),
         "variant": f"{method.replace('_', ' ')} ablation, {judged.name.replace('_', ' ')}",
         "method": method,
         "metric": judged.name,
@@ -165,12 +171,13 @@ class _Ablation:
     control: Control
     n_random: int
     seed: int
+    sampling: Sampling
 
     def singles(self, origin: Mapping[str, Any]) -> Result:
         """Each unit by itself."""
         draws = self._draws(self.units)
         clean, changed = self._measure(draws.changes)
-        rows = effect_rows(clean, changed, draws.controls)
+        rows = effect_rows(clean, changed, draws.controls, self.sampling)
         axes = unit_axes([unit.label for unit in self.units], self._positions)
         return self._result("ablation_effect", rows, axes, origin)
 
@@ -184,13 +191,13 @@ class _Ablation:
         cells = one | {pair: n + k for k, pair in enumerate(both)}
         grid = [cells[min(i, j), max(i, j)] for i in range(n) for j in range(n)]
         others = [[n + k for k in range(len(both)) if n + k != cell] for cell in grid]
-        rows = effect_rows(clean, changed[grid], [[] for _ in grid])
+        rows = effect_rows(clean, changed[grid], [[] for _ in grid], self.sampling)
         parts = changed[:n] - clean
         beyond = (changed[grid] - clean) - (parts[:, None] + parts[None]).reshape(
             changed[grid].shape
         )
         diagonal = [i * n + i for i in range(n)]
-        mean, error = mean_and_error(beyond)
+        mean, error = mean_and_error(beyond, self.sampling)
         mean[diagonal], error[diagonal] = np.nan, np.nan
         rows["interaction"] = mean, error
         if self.control != "none":
@@ -209,7 +216,7 @@ class _Ablation:
         order = [self.units[i] for i in np.argsort(-sizes, kind="stable")]
         draws = self._orders(order)
         clean, changed = self._measure(draws.changes)
-        rows = effect_rows(clean, changed, draws.controls)
+        rows = effect_rows(clean, changed, draws.controls, self.sampling)
         axes: dict[str, Sequence[Any]] = {"removed": [unit.label for unit in order]}
         if self._positions is not None:
             axes["position"] = self._positions

@@ -11,7 +11,7 @@ from interp.analysis.maps.readout import Choice, Question
 from interp.analysis.maps.stream import By, Heard, StreamParts, stream_parts
 from interp.analysis.probes import handed_in
 from interp.analysis.result import Result
-from interp.analysis.statistics.running import RunningMean
+from interp.analysis.statistics.sampling import Groups, RunningMean, Sampling
 from interp.analysis.targets import TOKENS_AT_ONCE
 from interp.models.protocol import View, view
 from interp.models.shapes import Tokens
@@ -32,6 +32,7 @@ def logit_attribution(
     by: By = "heads",
     positions: Sequence[int] | None = None,
     per_position: bool = True,
+    groups: Groups | None = None,
 ) -> Result:
     """What does each part of the model add to the logit of the correct token?
 
@@ -55,6 +56,7 @@ def logit_attribution(
         positions: where the logits are read; position t predicts token t + 1. Default: all.
         per_position: False averages each sequence over the positions, and the standard error is
             then that of this mean.
+        groups: which text each sequence is from, as in `loss_by_position`.
 
     Returns:
         A Result over "part" and "position", in logits: the mean over sequences.
@@ -79,6 +81,7 @@ def logit_attribution(
         raise ValueError(f"by is {by!r}; choose one of {', '.join(get_args(By))}")
     seen = view(model)
     seen.check_tokens(tokens)
+    sampling = Sampling.of(groups, len(tokens))
     question = Question.of(seen, tokens, correct, incorrect, positions)
     seen.check_finite()
     stream = stream_parts(seen, by)
@@ -94,8 +97,9 @@ def logit_attribution(
         _check_sum(seen, question, heard, parts, rows)
         return parts
 
-    origin = {**handed_in(seen, tokens), "variant": question.described, "by": by}
-    return over_sequences("logit_attribution", "part", attribute, question, origin, per_position)
+    origin = {**handed_in(seen, tokens, sampling), "variant": question.described, "by": by}
+    name, axis = "logit_attribution", "part"
+    return over_sequences(name, axis, attribute, question, origin, per_position, sampling)
 
 
 def scaled_direction(
@@ -113,9 +117,10 @@ def over_sequences(
     question: Question,
     origin: Mapping[str, Any],
     per_position: bool,
+    sampling: Sampling,
 ) -> Result:
     """The mean over sequences of what `attribute` gives for some of them, a few at a time."""
-    running, labels = RunningMean(), ()
+    running, labels = RunningMean(sampling), ()
     n_pos, n_sequences = int(origin["length"]), len(question.correct)
     at_once = max(1, TOKENS_AT_ONCE // n_pos)
     for start in range(0, n_sequences, at_once):
@@ -132,11 +137,7 @@ def over_sequences(
         labels={axis: labels, **where},
         standard_error=running.standard_error,
         unit="logit",
-        provenance={
-            **origin,
-            "n_sequences": running.n,
-            "positions": question.where,
-        },
+        provenance={**origin, "positions": question.where},
     )
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from interp.analysis.interventions.changes import Batch, Change, names_for
-from interp.analysis.interventions.effects import Row, effects, mean_and_error, unit_axes
+from interp.analysis.interventions.effects import Row, effects, unit_axes
 from interp.analysis.interventions.gradients import gradients
 from interp.analysis.interventions.limits import rows_that_fit
 from interp.analysis.interventions.sources import Numbers, OtherRun
@@ -19,6 +19,7 @@ from interp.analysis.patching import Direction
 from interp.analysis.patching import _Runs as Runs
 from interp.analysis.probes import handed_in
 from interp.analysis.result import Result
+from interp.analysis.statistics.sampling import Groups
 from interp.analysis.units import Unit
 from interp.models.hooks import nearest
 from interp.models.shapes import Tokens
@@ -33,6 +34,7 @@ def attribution_patch(
     direction: Direction = "denoise",
     *,
     exact: str | Sequence[str] | None = "all",
+    groups: Groups | None = None,
     max_batch: int | None = None,
 ) -> Result:
     """What would patching each unit do, by one gradient? And how far is that from the truth?
@@ -52,6 +54,7 @@ def attribution_patch(
         metric: as in `patch`; one number per sequence.
         direction: as in `patch`.
         exact: which of the units are patched as well: "all", some of them, or None.
+        groups: as in `patch`.
         max_batch: the most sequences in one pass; by default what fits into free memory.
 
     Returns:
@@ -79,7 +82,7 @@ def attribution_patch(
     >>> patched.sel(measure="exact").values.round(1).tolist()[:2]
     [nan, nan]
     """
-    runs = Runs.checked(model, clean, corrupted, metric, direction, max_batch)
+    runs = Runs.checked(model, clean, corrupted, metric, direction, max_batch, groups)
     if runs.positions is not None:
         raise ValueError(
             f"{runs.metric.name} has several numbers per sequence, and a gradient is of one; give "
@@ -94,12 +97,11 @@ def attribution_patch(
     tried = _tried(runs, exact, chosen)
     labels = [unit.label for unit in chosen]
     estimates = _estimates(runs, chosen).numpy()
-    rows = {"estimate": mean_and_error(estimates)}
+    rows = {"estimate": runs.mean_and_error(estimates)}
     rows |= _compared(runs, estimates, tried, labels)
     exactly = rows["exact"][0]
     origin = {
-        **handed_in(runs.seen, runs.tokens),
-        "n_sequences": len(runs.tokens),
+        **handed_in(runs.seen, runs.tokens, runs.sampling),
         "variant": f"{direction.removesuffix('e')}ing, {runs.metric.name.replace('_', ' ')}",
         "direction": direction,
         "metric": runs.metric.name,
@@ -174,7 +176,10 @@ def _compared(
         sweep = Sweep(runs.seen, runs.tokens, runs.metric, source, runs.max_batch, task="patching")
         before, after = sweep.measure([Change(unit) for unit in tried])
         exact[[labels.index(unit.label) for unit in tried]] = (after - before).numpy()
-    return {"exact": mean_and_error(exact), "error": mean_and_error(estimates - exact)}
+    return {
+        "exact": runs.mean_and_error(exact),
+        "error": runs.mean_and_error(estimates - exact),
+    }
 
 
 def _correlation(estimates: np.ndarray, exact: np.ndarray) -> float | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from interp.analysis.probes import handed_in, origin_of, probe_for
 from interp.analysis.result import Result
+from interp.analysis.statistics.sampling import Groups, Sampling
 from interp.models.protocol import View, view
 from interp.models.shapes import Tokens
 
@@ -63,26 +64,35 @@ def repeated_sequence_loss(
     )
 
 
-def loss_by_position(model: Any, tokens: Tokens) -> Result:
+def loss_by_position(model: Any, tokens: Tokens, *, groups: Groups | None = None) -> Result:
     """How well is the token at each position predicted? Mean next-token loss in nats, by position.
 
     Args:
         model: one of ours, or a `TransformerBridge`.
         tokens: `[batch pos]`, all of one length, such as the packed blocks of held-out text.
+        groups: which text each sequence is from, one label per sequence: blocks that follow one
+            another in a text are alike, and taken as independent they make errors too small. With
+            groups, errors are over their means. `pack` writes a column `group`; where only the
+            order is known, `stretches` makes labels.
 
     Returns:
         A Result over "position": position t is the loss of token t given the tokens before it, so
         it starts at 1.
 
     Raises:
-        ValueError: tokens that the model cannot read, or a weight that is NaN.
+        ValueError: tokens that the model cannot read, groups of another number, or a weight that is
+            NaN.
 
     >>> from interp.models import HookedAttn
     >>> model = HookedAttn(d_vocab=100, d_model=32, n_heads=2, n_ctx=128)
-    >>> loss_by_position(model, torch.arange(24).reshape(4, 6)).labels["position"]
-    (1, 2, 3, 4, 5)
+    >>> tokens, group = torch.arange(24).reshape(4, 6), ["numpy", "numpy", "torch", "torch"]
+    >>> loss = loss_by_position(model, tokens, groups=group)
+    >>> loss.labels["position"], loss.provenance["n_groups"]
+    ((1, 2, 3, 4, 5), 2)
     """
     seen = view(model)
+    seen.check_tokens(tokens)
+    sampling = Sampling.of(groups, len(tokens))
     loss, _ = _losses(seen, tokens)
     return Result.from_samples(
         "loss_by_position",
@@ -91,12 +101,18 @@ def loss_by_position(model: Any, tokens: Tokens) -> Result:
         labels={"position": tuple(range(1, tokens.shape[1]))},
         chance=math.log(seen.d_vocab),
         unit="nats",
-        provenance=handed_in(seen, tokens),
+        provenance=handed_in(seen, tokens, sampling),
+        groups=sampling,
     )
 
 
 def in_context_learning_score(
-    model: Any, tokens: Tokens, *, early: int | None = None, late: int | None = None
+    model: Any,
+    tokens: Tokens,
+    *,
+    early: int | None = None,
+    late: int | None = None,
+    groups: Groups | None = None,
 ) -> Result:
     """How much better is a late token predicted than an early one? Loss at `late` minus at `early`.
 
@@ -109,6 +125,7 @@ def in_context_learning_score(
             under 0.1 nats are noise.
         early: the early position.
         late: the late position.
+        groups: which text each sequence is from; see `loss_by_position`.
 
     Returns:
         A Result over "measure", with the single measure `in_context_learning_score`, in nats.
@@ -125,6 +142,7 @@ def in_context_learning_score(
     """
     seen = view(model)
     seen.check_tokens(tokens, at_least=3)
+    sampling = Sampling.of(groups, len(tokens))
     length = tokens.shape[1]
     default_early, default_late = early_and_late(length)
     early = default_early if early is None else early
@@ -142,7 +160,8 @@ def in_context_learning_score(
         labels={"measure": ("in_context_learning_score",)},
         chance=0.0,
         unit="nats",
-        provenance={**handed_in(seen, tokens), "early": early, "late": late},
+        provenance={**handed_in(seen, tokens, sampling), "early": early, "late": late},
+        groups=sampling,
     )
 
 

@@ -9,7 +9,9 @@ from jaxtyping import Float64
 from torch import nn
 from tqdm.auto import tqdm
 
+from interp.analysis.probes import TAKEN_AS_INDEPENDENT
 from interp.analysis.result import Label, Result, over_samples
+from interp.analysis.statistics.sampling import Groups, Sampling
 from interp.models.revisions import Checkpoints, check_next, check_steps
 
 Analysis = Callable[..., Result]
@@ -21,6 +23,7 @@ def development(
     analysis: Analysis,
     *,
     samples: Mapping[str, Iterable[Any]] | None = None,
+    groups: Groups | None = None,
     tokens_per_step: float | None = None,
 ) -> Result:
     """How does what an analysis measures develop while a model trains?
@@ -37,6 +40,9 @@ def development(
             other: `{"seed": range(50)}`, or `{"tokens": text.split(1)}`. They become an axis
             "sample", over which `phase_change` draws its bootstrap; let each stand for one
             sequence, or for a few. At every step they are the same.
+        groups: which text each sample is from, where samples are neighbours in one: one label per
+            sample. Errors are then over the groups' means, and the bootstrap draws groups. (An
+            analysis of many sequences takes `groups` of its own: fix them with the tokens.)
         tokens_per_step: what turns steps into tokens, where the run itself does not say.
 
     Returns:
@@ -61,7 +67,12 @@ def development(
     """
     if tokens_per_step is not None and not tokens_per_step > 0:
         raise ValueError(f"tokens_per_step={tokens_per_step} must be above 0")
-    measure = analysis if samples is None else _over(samples, analysis)
+    if samples is None and groups is not None:
+        raise ValueError(
+            "groups are of samples, and there are none; partial(analysis, tokens=text, groups=...) "
+            "groups the sequences of one measurement"
+        )
+    measure = analysis if samples is None else _over(samples, analysis, groups)
     run = _opened(checkpoints)
     results: dict[Label, Result] = {}
     before = None
@@ -100,7 +111,9 @@ def _origin(run: Checkpoints | Pairs, tokens_per_step: float | None) -> dict[str
     return origin if tokens_per_step is None else {**origin, "tokens_per_step": tokens_per_step}
 
 
-def _over(samples: Mapping[str, Iterable[Any]], analysis: Analysis) -> Analysis:
+def _over(
+    samples: Mapping[str, Iterable[Any]], analysis: Analysis, groups: Groups | None
+) -> Analysis:
     """The analysis of a model on each sample, along an axis of that name."""
     if len(samples) != 1:
         raise ValueError(
@@ -111,12 +124,17 @@ def _over(samples: Mapping[str, Iterable[Any]], analysis: Analysis) -> Analysis:
     values = list(given)
     if len(values) < 2:
         raise ValueError(f"samples give {argument!r} {len(values)} value(s); give at least 2")
+    sampling = Sampling.of(groups, len(values))
 
     def measure(model: Any) -> Result:
         results: dict[Label, Result] = {}
         for number, value in enumerate(values):
             _add(results, "sample", number, analysis(model, **{argument: value}))
         origin: dict[str, Any] = {"samples": f"{len(values)} values of {argument}"}
+        if sampling.grouped:
+            origin |= {"sample_groups": sampling.codes.tolist(), "n_groups": sampling.n_groups}
+        elif argument == "tokens":
+            origin["sequences"] = TAKEN_AS_INDEPENDENT
         if all("n_sequences" in result.provenance for result in results.values()):
             origin["n_sequences"] = sum(r.provenance["n_sequences"] for r in results.values())
         return _stacked(results, "sample", origin)

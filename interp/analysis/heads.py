@@ -14,6 +14,7 @@ import torch
 from interp.analysis.probes import handed_in, origin_of, probe_for
 from interp.analysis.result import Result
 from interp.analysis.sequences import RepeatedTokens
+from interp.analysis.statistics.sampling import Groups, Sampling
 from interp.analysis.targets import Target, column, measure, stripe
 from interp.models.protocol import view
 from interp.models.shapes import Tokens
@@ -136,21 +137,31 @@ def head_scores(
 
 
 def previous_token_score(
-    model: Any, tokens: Tokens | None = None, *, n: int = 50, n_sequences: int = 50, seed: int = 0
+    model: Any,
+    tokens: Tokens | None = None,
+    *,
+    groups: Groups | None = None,
+    n: int = 50,
+    n_sequences: int = 50,
+    seed: int = 0,
 ) -> Result:
     """How much does each head attend to the token before? Mean A[t, t-1].
 
     On repeated random tokens, or, as Olsson et al. 2022 do, on text when `tokens [batch pos]` are
-    handed in. Returns a Result over "head"; chance is uniform attention.
+    handed in, with `groups` as in `loss_by_position`. Returns a Result over "head"; chance is
+    uniform attention.
     """
     if tokens is None:
+        if groups is not None:
+            raise ValueError("groups are of tokens that are handed in, and there are none")
         scores = head_scores(model, n=n, n_sequences=n_sequences, seed=seed)
         return scores.sel(score="previous_token")
     seen = view(model)
     seen.check_tokens(tokens)
+    sampling = Sampling.of(groups, len(tokens))
     target = stripe(range(1, tokens.shape[1]), offset=1)
-    origin = handed_in(seen, tokens)
-    scores = measure(seen, tokens, {"previous_token": target}, "previous_token_score", origin)
+    origin, name = handed_in(seen, tokens, sampling), "previous_token_score"
+    scores = measure(seen, tokens, {"previous_token": target}, name, origin, sampling)
     return scores.sel(score="previous_token")
 
 

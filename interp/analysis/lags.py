@@ -20,6 +20,7 @@ from interp.analysis.maps.splits import Split, check_reads_back, routes
 from interp.analysis.probes import handed_in
 from interp.analysis.reads import Reads, reads
 from interp.analysis.result import Result
+from interp.analysis.statistics.sampling import Groups, Sampling
 from interp.models import HookedSequenceModel
 from interp.models.protocol import view
 from interp.models.shapes import Tokens
@@ -110,7 +111,7 @@ def lag_circuits(
     return LagCircuits(head, distance, queries, keys, values, pairs, ov, *on_tokens)
 
 
-def lag_pair_shares(model: Any, tokens: Tokens) -> Result:
+def lag_pair_shares(model: Any, tokens: Tokens, *, groups: Groups | None = None) -> Result:
     """Through which pair of lags do each head's scores come about?
 
     A head chooses among keys by how their scores differ. This is the part of every pair of terms in
@@ -122,6 +123,7 @@ def lag_pair_shares(model: Any, tokens: Tokens) -> Result:
         model: an interp model.
         tokens: `[batch pos]` of text, or of repeated random tokens to see an induction head at its
             work.
+        groups: which text each sequence is from, as in `loss_by_position`.
 
     Returns:
         A Result over "head", "query_lag" and "key_lag", with the constants (biases, shortformer
@@ -143,6 +145,7 @@ def lag_pair_shares(model: Any, tokens: Tokens) -> Result:
     model = ours(model)
     seen = view(model)
     seen.check_tokens(tokens)
+    sampling = Sampling.of(groups, len(tokens))
     ways = heads_that_read_back(model)
     seen.check_finite()
     samples = torch.cat(
@@ -161,7 +164,8 @@ def lag_pair_shares(model: Any, tokens: Tokens) -> Result:
         ("head", "query_lag", "key_lag"),
         labels={"head": tuple(ways), "query_lag": query_lags, "key_lag": key_lags},
         unit="share of score variance",
-        provenance=handed_in(seen, tokens),
+        provenance=handed_in(seen, tokens, sampling),
+        groups=sampling,
     )
 
 

@@ -13,7 +13,7 @@ from interp.analysis.context import LOGITS_AT_ONCE
 from interp.analysis.maps.readout import Choice, Question
 from interp.analysis.probes import handed_in
 from interp.analysis.result import Result
-from interp.analysis.statistics.running import RunningMean
+from interp.analysis.statistics.sampling import Groups, RunningMean, Sampling
 from interp.models import HookedSequenceModel
 from interp.models.protocol import View, undisturbed, view
 from interp.models.shapes import Stream, Tokens
@@ -29,6 +29,7 @@ def logit_lens(
     correct: Choice | None = None,
     positions: Sequence[int] | None = None,
     per_position: bool = False,
+    groups: Groups | None = None,
 ) -> Result:
     """How well is the correct token predicted after each layer, if the model stopped there?
 
@@ -41,6 +42,7 @@ def logit_lens(
         correct: one token id, one per sequence, or one per position. Default: the next token.
         positions: where it is read; position t predicts token t + 1. Default: all.
         per_position: keep the positions apart instead of averaging over them.
+        groups: which text each sequence is from, as in `loss_by_position`.
 
     Returns:
         A Result over "measure" and "layer" (and "position"): the mean over sequences of `loss` in
@@ -62,9 +64,10 @@ def logit_lens(
     """
     seen = view(model)
     seen.check_tokens(tokens)
+    sampling = Sampling.of(groups, len(tokens))
     question = Question.of(seen, tokens, correct, None, positions)
     seen.check_finite()
-    running = RunningMean()
+    running = RunningMean(sampling)
     n_vocab = seen.d_vocab
     at_once = max(1, LOGITS_AT_ONCE // (tokens.shape[1] * n_vocab))
     for start in range(0, len(tokens), at_once):
@@ -87,11 +90,7 @@ def logit_lens(
         standard_error=running.standard_error,
         chance=chance.reshape(3, 1, *[1 for _ in where]),
         unit=MEASURES,
-        provenance={
-            **handed_in(seen, tokens),
-            "n_sequences": running.n,
-            "positions": question.where,
-        },
+        provenance={**handed_in(seen, tokens, sampling), "positions": question.where},
     )
 
 

@@ -15,6 +15,7 @@ from interp.analysis.interventions.sweep import Sweep
 from interp.analysis.metrics import Metric, metric_of
 from interp.analysis.probes import handed_in
 from interp.analysis.result import Result
+from interp.analysis.statistics.sampling import Groups, Sampling
 from interp.analysis.units import Unit
 from interp.models.protocol import View, view
 from interp.models.shapes import Tokens
@@ -33,6 +34,7 @@ def patch(
     metric: str | Metric | Any = "loss",
     direction: Direction = "denoise",
     *,
+    groups: Groups | None = None,
     max_batch: int | None = None,
 ) -> Result:
     """Which activations carry what a clean and a corrupted input differ in? In one pass.
@@ -51,6 +53,7 @@ def patch(
         metric: as in `ablate`. It is measured on the input that is run, so one that compares the
             same two tokens on both inputs is best: `LogitDifference(answer, other)`.
         direction: "denoise" or "noise".
+        groups: which text each pair of sequences is from, as in `loss_by_position`.
         max_batch: the most sequences in one forward pass; by default what fits into free memory.
 
     Returns:
@@ -78,7 +81,7 @@ def patch(
     >>> patched.labels["measure"], patched.labels["head"]
     (('share', 'effect', 'clean', 'corrupted'), ('L0H0', 'L0H1', 'L1H0', 'L1H1'))
     """
-    runs = _Runs.checked(model, clean, corrupted, metric, direction, max_batch)
+    runs = _Runs.checked(model, clean, corrupted, metric, direction, max_batch, groups)
     chosen = runs.catalogue.units(units)
     rows = runs.measure(chosen)
     axes = unit_axes([unit.label for unit in chosen], runs.positions)
@@ -94,6 +97,7 @@ def path_patch(
     metric: str | Metric | Any = "loss",
     direction: Direction = "denoise",
     *,
+    groups: Groups | None = None,
     max_batch: int | None = None,
 ) -> Result:
     """What does one component tell another directly, and does it matter for the end?
@@ -111,6 +115,7 @@ def path_patch(
         corrupted: as many sequences of the same length.
         metric: as in `patch`.
         direction: as in `patch`.
+        groups: as in `patch`.
         max_batch: the most sequences in one forward pass; by default what fits into free memory.
 
     Returns:
@@ -130,7 +135,7 @@ def path_patch(
     >>> hops.labels["sender"], hops.labels["receiver"]
     (('L0.lag0', 'L0.lag1'), ('L1H0.q', 'L1H0.k'))
     """
-    runs = _Runs.checked(model, clean, corrupted, metric, direction, max_batch)
+    runs = _Runs.checked(model, clean, corrupted, metric, direction, max_batch, groups)
     senders = runs.catalogue.units(sender)
     labels = runs.catalogue.receivers(receivers)
     paths = {(one.label, end): runs.catalogue.path(one, end) for one in senders for end in labels}
@@ -162,6 +167,7 @@ class _Runs:
     direction: Direction
     catalogue: Catalogue
     max_batch: int | None
+    sampling: Sampling
 
     @classmethod
     def checked(
@@ -172,6 +178,7 @@ class _Runs:
         metric: Any,
         direction: Direction,
         max_batch: int | None,
+        groups: Groups | None,
     ) -> "_Runs":
         """Refuses whatever can be refused before a forward pass."""
         seen = view(model)
@@ -181,6 +188,7 @@ class _Runs:
                 f"clean has shape {tuple(clean.shape)} and corrupted {tuple(corrupted.shape)}; "
                 "each clean sequence needs a corrupted one of its length"
             )
+        sampling = Sampling.of(groups, len(clean))
         if direction not in get_args(Direction):
             raise ValueError(
                 f"direction is {direction!r}; choose one of {', '.join(get_args(Direction))}"
@@ -191,7 +199,7 @@ class _Runs:
         seen.check_finite()
         run, source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
         catalogue = Catalogue.of(seen, clean.shape[1])
-        return cls(seen, run, source, judged, direction, catalogue, max_batch)
+        return cls(seen, run, source, judged, direction, catalogue, max_batch, sampling)
 
     @property
     def positions(self) -> tuple[int, ...] | None:
@@ -205,14 +213,26 @@ class _Runs:
         base, changed, aim = (values.numpy() for values in (before, after, there))
         both = (aim, base) if self.direction == "denoise" else (base, aim)
         clean, corrupted = (
-            mean_and_error(np.broadcast_to(values, changed.shape)) for values in both
+            self.mean_and_error(np.broadcast_to(values, changed.shape)) for values in both
         )
         return {
-            "share": _share(changed - base, aim - base),
-            "effect": mean_and_error(changed - base),
+            "share": self._share(changed - base, aim - base),
+            "effect": self.mean_and_error(changed - base),
             "clean": clean,
             "corrupted": corrupted,
         }
+
+    def mean_and_error(self, samples: np.ndarray) -> Row:
+        """Of one number per unit and sequence."""
+        return mean_and_error(samples, self.sampling)
+
+    def _share(self, effect: np.ndarray, gap: np.ndarray) -> Row:
+        """The ratio of the means over sequences, and its error to first order (delta method)."""
+        whole = gap.mean(0)
+        whole = np.where(np.abs(whole) > NO_GAP, whole, np.nan)
+        share = effect.mean(1) / whole
+        _, error = self.mean_and_error(effect - share[:, None] * gap)
+        return share, error / np.abs(whole)
 
     def _sweep(self, tokens: Tokens) -> Sweep:
         source = OtherRun(self.source)
@@ -224,23 +244,13 @@ class _Runs:
         """The rows under their labels, with where they come from."""
         named = {"denoise": "denoising", "noise": "noising"}[self.direction]
         origin = {
-            **handed_in(self.seen, self.tokens),
-            "n_sequences": len(self.tokens),
+            **handed_in(self.seen, self.tokens, self.sampling),
             "variant": f"{named}, {self.metric.name.replace('_', ' ')}",
             "direction": self.direction,
             "metric": self.metric.name,
         }
         units = dict.fromkeys(rows, self.metric.unit) | {"share": "fraction"}
         return effects(name, rows, axes, units, origin)
-
-
-def _share(effect: np.ndarray, gap: np.ndarray) -> Row:
-    """The ratio of the means over sequences, and its error to first order (delta method)."""
-    whole = gap.mean(0)
-    whole = np.where(np.abs(whole) > NO_GAP, whole, np.nan)
-    share = effect.mean(1) / whole
-    _, error = mean_and_error(effect - share[:, None] * gap)
-    return share, error / np.abs(whole)
 
 
 def _spread(values: np.ndarray, paths: Mapping[Any, Any], there: Mapping[Any, Any]) -> np.ndarray:

@@ -13,6 +13,7 @@ from interp.analysis.maps.scales import names_for, scales_of
 from interp.analysis.maps.stream import Heard, OurParts
 from interp.analysis.probes import handed_in
 from interp.analysis.result import Result
+from interp.analysis.statistics.sampling import Groups, Sampling
 from interp.models import HookedSequenceModel
 from interp.models.protocol import view
 from interp.models.shapes import Stream, Tokens
@@ -29,6 +30,7 @@ def path_attribution(
     incorrect: Choice | Literal["mean"] | None = None,
     positions: Sequence[int] | None = None,
     per_position: bool = True,
+    groups: Groups | None = None,
 ) -> Result:
     """Along which paths does a head add to the logit: from which part, through which lag?
 
@@ -47,6 +49,7 @@ def path_attribution(
         incorrect: as there.
         positions: as there.
         per_position: as there.
+        groups: as there.
 
     Returns:
         A Result over "path" and "position", in logits: the mean over sequences. Paths are written
@@ -70,6 +73,7 @@ def path_attribution(
     model = ours(model)
     seen = view(model)
     seen.check_tokens(tokens)
+    sampling = Sampling.of(groups, len(tokens))
     wanted = (heads,) if isinstance(heads, str) else tuple(heads or seen.head_labels)
     ways = {head: route(model, head, "v") for head in wanted}
     stream = OurParts(model)
@@ -87,8 +91,13 @@ def path_attribution(
             for path, written in _paths(model, stream, way, heard)
         }
 
-    origin = {**handed_in(seen, tokens), "variant": question.described, "heads": list(wanted)}
-    return over_sequences("path_attribution", "path", attribute, question, origin, per_position)
+    origin = {
+        **handed_in(seen, tokens, sampling),
+        "variant": question.described,
+        "heads": list(wanted),
+    }
+    name, axis = "path_attribution", "path"
+    return over_sequences(name, axis, attribute, question, origin, per_position, sampling)
 
 
 def _refuse_replaced(model: HookedSequenceModel, stream: OurParts, heads: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from jaxtyping import Float64
 
 from interp.analysis.development import tokens_at
 from interp.analysis.result import Label, Result, over_samples, rounded
+from interp.analysis.statistics.sampling import Sampling
 from interp.analysis.statistics.windows import (
     Curve,
     Curves,
@@ -146,8 +147,10 @@ def _errors(part: Result, resamples: int, rng: np.random.Generator) -> Curves | 
     """How far each bootstrap draw lies from the curve; None where nothing is known of errors."""
     if "sample" in part.axes:
         samples = np.moveaxis(part.values, part.axes.index("sample"), 0)
-        n = len(samples)
-        shares = rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
+        sampling = Sampling.of(part.provenance.get("sample_groups"), len(samples))
+        n = sampling.n_groups
+        counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples) @ sampling.shares
+        shares = counts / counts.sum(axis=1, keepdims=True)
         return shares @ (samples - samples.mean(axis=0))
     if part.standard_error is None or np.isnan(part.standard_error).any():
         return None
@@ -205,6 +208,8 @@ def _drawn(result: Result, resamples: int, seed: int) -> dict[str, Any]:
     """How the intervals were made, for the provenance."""
     if "sample" in result.axes:
         how = f"bootstrap over {len(result.labels['sample'])} samples"
+        if "sample_groups" in result.provenance:
+            how = f"bootstrap over {result.provenance['n_groups']} groups of samples"
     elif result.standard_error is not None:
         how = "normal errors of the standard errors' size, independent at each step"
     else:

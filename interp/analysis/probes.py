@@ -5,8 +5,11 @@ from typing import Any
 
 from interp.analysis.result import versions
 from interp.analysis.sequences import RepeatedTokens, repeated_tokens
+from interp.analysis.statistics.sampling import Sampling
 from interp.models.protocol import View
 from interp.models.shapes import Tokens
+
+TAKEN_AS_INDEPENDENT = "taken as independent"
 
 
 def probe_for(
@@ -44,11 +47,20 @@ def origin_of(seen: View, probe: RepeatedTokens) -> dict[str, Any]:
     }
 
 
-def handed_in(seen: View, tokens: Tokens) -> dict[str, Any]:
-    """The provenance of a measurement on the caller's tokens."""
-    return {
+def handed_in(seen: View, tokens: Tokens, sampling: Sampling | None = None) -> dict[str, Any]:
+    """The provenance of a measurement on the caller's tokens.
+
+    With the sampling of several sequences it says what the errors are over, in plain words where
+    nobody said which sequences belong together.
+    """
+    told = {
         "model": seen.name,
         "tokens": "handed in",
         "length": tokens.shape[1],
         "versions": versions(),
     }
+    if sampling is None:
+        return told
+    if not sampling.grouped and len(tokens) > 1:
+        told["sequences"] = TAKEN_AS_INDEPENDENT
+    return {**told, **sampling.origin}

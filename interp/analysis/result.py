@@ -1,6 +1,5 @@
 """What every analysis returns: labelled numbers with their error, chance level and origin."""
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ import pandas as pd
 
 from interp.analysis import storage, tables
 from interp.analysis.provenance import json_copy, versions
+from interp.analysis.statistics.sampling import Groups, Sampling
 from interp.analysis.storage import write_whole
 from interp.analysis.tables import rounded
 
@@ -103,30 +103,51 @@ class Result:
 
     @classmethod
     def from_samples(
-        cls, name: str, samples: npt.ArrayLike, axes: tuple[str, ...], **details: Any
+        cls,
+        name: str,
+        samples: npt.ArrayLike,
+        axes: tuple[str, ...],
+        *,
+        groups: Groups | Sampling | None = None,
+        **details: Any,
     ) -> "Result":
         """Mean and standard error over the first dimension of `samples`, which runs over sequences.
 
         The standard error is the sample deviation (ddof = 1) over the root of the number of
-        sequences; of one sequence it is NaN, never 0. `details` are `labels`, `chance`, `unit` and
-        `provenance`, to which n_sequences is added.
+        sequences; with `groups`, a label for each sequence, it is that of the groups' means, of
+        whatever sizes (`RunningMean` has the formula). Of one sequence, or of one group, it is NaN,
+        never 0. `details` are `labels`, `chance`, `unit` and `provenance`, to which n_sequences is
+        added, and n_groups.
 
         >>> r = Result.from_samples("loss", [[1.0], [3.0]], ("head",), labels={"head": ("L0H0",)})
         >>> float(r), float(r.standard_error[0]), r.provenance["n_sequences"]
         (2.0, 1.0, 2)
         """
         array = np.asarray(samples, dtype=np.float64)
-        n = len(array) if array.ndim else 0
-        if array.ndim != len(axes) + 1 or n == 0:
+        if array.ndim != len(axes) + 1 or not len(array):
             raise ValueError(
                 f"{name}: samples have shape {array.shape}; expected one or more sequences x {axes}"
             )
-        unknown = np.full(array.shape[1:], np.nan)
-        error = array.std(axis=0, ddof=1) / math.sqrt(n) if n > 1 else unknown
-        details["provenance"] = {**details.get("provenance", {}), "n_sequences": n}
+        sampling = Sampling.of(groups, len(array))
+        mean, error = sampling.mean_and_error(array)
+        details["provenance"] = {**details.get("provenance", {}), **sampling.origin}
         if details.get("chance") is not None:
             details["chance"] = np.asarray(details["chance"], dtype=np.float64)
-        return cls(name, array.mean(axis=0), axes, standard_error=error, **details)
+        return cls(name, mean, axes, standard_error=error, **details)
+
+    @property
+    def degrees_of_freedom(self) -> int:
+        """Those of the standard errors, for intervals: one fewer than n_groups, or n_sequences.
+
+        Raises:
+            ValueError: the provenance has neither.
+        """
+        for name in ("n_groups", "n_sequences"):
+            if name in self.provenance:
+                return int(self.provenance[name]) - 1
+        raise ValueError(
+            f"{self.name}: the provenance does not say over how many sequences the errors are"
+        )
 
     def sel(self, **labels: Label | Iterable[Label]) -> "Result":
         """The part with these labels: one label drops its axis, several labels keep it.
@@ -262,6 +283,8 @@ class Result:
 def over_samples(result: Result) -> Result:
     """A result with its axis "sample" averaged, and the standard error over the samples.
 
+    Where the provenance has `sample_groups`, a group for each sample, it is over their means.
+
     >>> labels = {"step": (0, 10), "sample": (0, 1)}
     >>> each = Result("score", np.array([[1, 3], [2, 2]]), ("step", "sample"), labels)
     >>> over_samples(each).values.tolist(), over_samples(each).standard_error.tolist()
@@ -278,6 +301,7 @@ def over_samples(result: Result) -> Result:
         labels={axis: result.labels[axis] for axis in axes},
         chance=None if result.chance is None else result.chance.mean(where),
         unit=result.unit,
+        groups=result.provenance.get("sample_groups"),
     )
     return replace(mean, provenance=result.provenance)
 

@@ -20,7 +20,8 @@ from interp.analysis.matching import embedding_is_hidden, head_matches
 from interp.analysis.probes import handed_in
 from interp.analysis.reads import HeadReads, all_reads
 from interp.analysis.result import Result, versions
-from interp.analysis.smearing.findings import Finding, Place, of_weights, on_tokens
+from interp.analysis.smearing.findings import GROUPS, Finding, Place, of_weights, on_tokens
+from interp.analysis.statistics.sampling import Groups, Sampling
 from interp.models import HookedSequenceModel
 from interp.models.protocol import view
 from interp.models.shapes import Tokens
@@ -43,6 +44,7 @@ def detect_smeared_keys(
     model: Any,
     tokens: Tokens | None = None,
     *,
+    groups: Groups | None = None,
     frequencies: Float[Tensor, " vocab"] | None = None,
     distance: int = 0,
 ) -> Result:
@@ -80,13 +82,15 @@ def detect_smeared_keys(
             of the stream, the queries that measure the keys, and the mean scales of the norms.
             Without, all come from the embedding: tokens at different positions are taken as
             independent, and positions are left out.
+        groups: which text each sequence is from, as in `loss_by_position`.
         frequencies: how frequent each token is, where there are no tokens; default: all alike.
         distance: with rotary positions, how far back the key is that a query measures.
 
     Returns:
-        A Result over "channel" (k, q, v), "head" and "measure". Standard errors are a jackknife's,
-        over at most 16 groups of sequences. What is undefined is NaN, and `provenance["undefined"]`
-        has the reason.
+        A Result over "channel" (k, q, v), "head" and "measure". Standard errors are a jackknife's
+        that leaves out a sixteenth of the sequences in turn: whole groups, or a stretch of
+        consecutive sequences where no groups are given. What is undefined is NaN, and
+        `provenance["undefined"]` has the reason.
 
     Raises:
         TypeError: not an interp model.
@@ -108,14 +112,23 @@ def detect_smeared_keys(
     check_distance(model, distance)
     if tokens is not None:
         seen.check_tokens(tokens, at_least=max(way["k"].lags for way in ways.values()))
+    elif groups is not None:
+        raise ValueError("groups are of tokens that are handed in, and there are none")
+    sampling = None if tokens is None else Sampling.of(groups, len(tokens))
     seen.check_finite()
     read = all_reads(model, heads, tokens, frequencies)
-    if tokens is None:
+    if tokens is None or sampling is None:
         findings = of_weights(model, read, frequencies, distance)
         origin = {"model": seen.name, "covariances": _of_embedding(frequencies)}
     else:
-        findings = on_tokens(model, read, tokens, distance)
-        origin = {**handed_in(seen, tokens), "n_sequences": len(tokens), "covariances": "tokens"}
+        left_out = sampling.merged(GROUPS)
+        findings = on_tokens(model, read, tokens, distance, left_out)
+        parts = "sets of groups" if sampling.grouped else "stretches of the sequences"
+        origin = {
+            **handed_in(seen, tokens, left_out),
+            "errors": f"jackknife over {left_out.n_groups} {parts}",
+            "covariances": "tokens",
+        }
     for place, finding in _matched(model, read, distance).items():
         findings[place] |= finding
     origin |= {

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.analysis.result import Result
+from interp.analysis.statistics.sampling import Sampling
 from interp.models.protocol import Entries, View
 from interp.models.shapes import Tokens
 
@@ -48,7 +49,12 @@ def column(queries: Iterable[int], key: int) -> Target:
 
 
 def measure(
-    seen: View, tokens: Tokens, targets: Mapping[str, Target], name: str, origin: Mapping[str, Any]
+    seen: View,
+    tokens: Tokens,
+    targets: Mapping[str, Target],
+    name: str,
+    origin: Mapping[str, Any],
+    sampling: Sampling | None = None,
 ) -> Result:
     """Each target's score for every head, averaged over sequences, a few sequences at a time."""
     seen.check_finite()
@@ -67,6 +73,7 @@ def measure(
         chance=chance,
         unit="probability",
         provenance=origin,
+        groups=sampling,
     )
 
 

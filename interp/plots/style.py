@@ -89,6 +89,8 @@ def origin(result: Result) -> str:
     known = result.provenance
     parts = [str(known[key]) for key in ("model", "variant") if key in known]
     parts += [f"{known['n_sequences']} sequences"] if "n_sequences" in known else []
+    parts += [f"{known['n_groups']} groups"] if "n_groups" in known else []
+    parts += ["taken as independent"] if known.get("sequences") == "taken as independent" else []
     parts += [f"seed {known['seed']}"] if "seed" in known else []
     return html.escape(", ".join(parts), quote=False)
 

@@ -56,8 +56,7 @@ def stand_out(candidates: Result, least: float) -> list[str]:
     Above the places themselves by `least`, and above chance and random weights with 99 %
     confidence.
     """
-    n = int(candidates.provenance["n_sequences"])
-    errors = student_t((1 + CONFIDENCE) / 2, n - 1)
+    errors = student_t((1 + CONFIDENCE) / 2, candidates.degrees_of_freedom)
     score, unmatched, untrained = (
         candidates.sel(measure=name) for name in candidates.labels["measure"]
     )

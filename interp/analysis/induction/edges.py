@@ -133,7 +133,7 @@ class Patches:
 
 def effects_of(result: Result) -> dict[str, Effect]:
     """The effects of an ablation, by unit, with their intervals."""
-    reach = student_t(0.975, int(result.provenance["n_sequences"]) - 1)
+    reach = student_t(0.975, result.degrees_of_freedom)
     parts = {name: result.sel(measure=name) for name in result.labels["measure"]}
     nothing = np.full_like(parts["effect"].values, np.nan)
     errors = parts["effect"].standard_error

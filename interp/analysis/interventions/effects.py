@@ -7,21 +7,23 @@ from typing import Any
 import numpy as np
 
 from interp.analysis.result import Result
+from interp.analysis.statistics.sampling import Sampling
 from interp.analysis.units import HEAD
 
 Row = tuple[np.ndarray, np.ndarray]
 """A measure's value for every unit, and its standard error."""
 
 
-def mean_and_error(samples: np.ndarray) -> Row:
-    """Over the second axis, that of the sequences; the error of one sequence is NaN, never 0."""
-    n = samples.shape[1]
-    mean = samples.mean(1)
-    return mean, samples.std(1, ddof=1) / np.sqrt(n) if n > 1 else np.full_like(mean, np.nan)
+def mean_and_error(samples: np.ndarray, sampling: Sampling) -> Row:
+    """Over the second axis, that of the sequences."""
+    return sampling.mean_and_error(np.moveaxis(samples, 1, 0))
 
 
 def effect_rows(
-    clean: np.ndarray, changed: np.ndarray, controls: Sequence[Sequence[int]]
+    clean: np.ndarray,
+    changed: np.ndarray,
+    controls: Sequence[Sequence[int]],
+    sampling: Sampling,
 ) -> dict[str, Row]:
     """Each unit's effect and the clean value; mean, lowest and highest effect of its controls.
 
@@ -29,12 +31,13 @@ def effect_rows(
         clean: `[sequence ...]`.
         changed: `[change sequence ...]`; the units' own changes come first.
         controls: for each unit, which changes it is compared with.
+        sampling: which sequences belong together; effects are paired first.
     """
     n_units = len(controls)
     differences = changed - clean
     rows = {
-        "effect": mean_and_error(differences[:n_units]),
-        "clean": mean_and_error(np.broadcast_to(clean, (n_units, *clean.shape))),
+        "effect": mean_and_error(differences[:n_units], sampling),
+        "clean": mean_and_error(np.broadcast_to(clean, (n_units, *clean.shape)), sampling),
     }
     if any(controls):
         rows |= control_rows(differences.mean(1), controls)

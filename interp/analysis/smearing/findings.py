@@ -16,11 +16,12 @@ from interp.analysis.reads import HeadReads
 from interp.analysis.smearing.geometry import Geometry, geometry
 from interp.analysis.smearing.grams import HeadSums, HeardHead, Second, grams_of_weights
 from interp.analysis.smearing.predictions import ScoreErrors, score_errors
+from interp.analysis.statistics.sampling import Sampling
 from interp.models import HookedSequenceModel
 from interp.models.shapes import Stream, Tokens
 
 GROUPS = 16
-"""Groups of sequences that the jackknife leaves out in turn."""
+"""The most groups of sequences that the jackknife leaves out in turn."""
 
 Place = tuple[Channel, str]
 Sums = TypeVar("Sums", HeadSums, ScoreErrors, Second)
@@ -70,14 +71,20 @@ def of_weights(
 
 
 def on_tokens(
-    model: HookedSequenceModel, read: Mapping[str, HeadReads], tokens: Tokens, distance: int
+    model: HookedSequenceModel,
+    read: Mapping[str, HeadReads],
+    tokens: Tokens,
+    distance: int,
+    left_out: Sampling,
 ) -> dict[Place, Finding]:
     """From what the streams hold and the heads compute on these tokens.
+
+    The jackknife leaves out each group of `left_out` in turn.
 
     The sequences are passed over three times: the covariance of each stream, the second moments of
     what the heads make of it (which give the smearing that fits best), and the scores.
     """
-    groups = tokens.tensor_split(min(GROUPS, len(tokens)))
+    groups = [tokens[left_out.codes == group] for group in range(left_out.n_groups)]
     streams = [_streams(model, read, group) for group in groups]
     sums = [_sums(model, read, group) for group in groups]
     measures = {

@@ -1,1 +1,1 @@
-"""Means that keep no samples, intervals over a few runs, windows of a curve."""
+"""Means and what was sampled, intervals over a few runs, windows of a curve."""
