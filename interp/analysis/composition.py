@@ -1,6 +1,5 @@
 """Composition: does a later head read what an earlier one wrote, more than chance would have it?"""
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from interp.analysis.maps.folded import folded as folded_maps
 from interp.analysis.maps.folds import Folded, Heads, OurFolded
-from interp.analysis.maps.rotations import Spectra, rotated, spectra, tail_bound
+from interp.analysis.maps.rotations import Baseline, Spectra, baseline, spectra
 from interp.analysis.result import Result, versions
 
 KINDS = ("Q", "K", "V")
@@ -19,8 +18,6 @@ MEASURES = ("score", "excess", "spread", "z", "p_corrected")
 UNITS = ("ratio", "ratio", "ratio", "deviations", "probability")
 FAMILY_WISE = 0.05
 """How often one pair of random maps, or more, may survive the correction."""
-UNCHANGED = 1e-6
-"""A spread under this share of the mean is rounding."""
 
 
 def composition_scores(
@@ -40,12 +37,16 @@ def composition_scores(
     biases are no part of it.
 
     The baseline is a random (Haar) rotation of the stream between the two actual maps, so that
-    their spectra are kept. Where norms take the mean off, it turns what is left.
+    their spectra are kept. Where norms take the mean off, it turns what is left. So what is tested
+    is whether the maps are arranged at all, and not whether they are a circuit: training arranges
+    all of a model around a few directions. Of the 27 pairs of the bundled `attn-attn`, 22 survive,
+    9 of them below chance, and in the suite's runs z lies beyond 3.3 for 12 to 21 pairs at steps 86
+    to 232, before any head has an induction score above 0.02. Compare excesses, and cut the path.
 
     Args:
         model: one of ours, or a `TransformerBridge` whose attention weights can be read.
         distance: from query to key, for rotary positions, where W_QK depends on it.
-        n_rotations: random rotations; the same for all pairs of maps of the same shapes.
+        n_rotations: random rotations of the stream.
         seed: of the rotations.
 
     Returns:
@@ -55,12 +56,14 @@ def composition_scores(
         * `score`: as above, from 0 to 1; its chance level is the baseline's mean;
         * `excess`: the score minus the baseline's mean;
         * `spread`: the baseline's deviation;
-        * `z`: excess over spread; NaN where no rotation changes the score;
-        * `p_corrected`: an upper bound of the share of rotations that would score as high, times
-          the number of all pairs compared (Bonferroni). Under 0.05, a pair survives.
+        * `z`: excess over spread, negative where a head reads less of what was written than it
+          would by chance; NaN where no rotation changes the score;
+        * `p_corrected`: how often chance would take any one of all pairs so far, up or down:
+          `2 (1 + k) / (1 + n_rotations)`, where k rotations have a pair with as high a z, or as
+          low a z if this one is low (Westfall and Young 1993). It is no smaller than
+          `2 / (1 + n_rotations)`, however high the z. Under 0.05, a pair survives.
 
-        The provenance counts the pairs and those that survive. Trained models share a few strong
-        directions everywhere, so that many pairs do: compare their excess.
+        The provenance counts the pairs, those that survive, and those that survive below chance.
 
     Raises:
         ValueError: nothing to compose, post-norm, weights that cannot be read or are NaN, a
@@ -80,15 +83,18 @@ def composition_scores(
     writers, readers = _sides(folded, distance)
     sources = [label for side in writers for label in side.labels]
     targets = [label for side in readers["Q"] for label in side.labels]
-    found = _measured(folded, writers, readers, n_rotations, seed)
+    columns = [side for kind in KINDS for side in readers[kind]]
+    scores = _scores(folded, writers, columns)
+    left, right = (torch.cat([side.spectra for side in sides]) for sides in (writers, columns))
+    chance = baseline(scores, left, right, n_rotations, seed)
     shape = (len(MEASURES), len(sources), len(KINDS), len(targets))
-    compared = found.scores.isfinite()
+    survives = chance.p < FAMILY_WISE
     return Result(
         "composition_scores",
-        found.values().view(shape).transpose(1, 2).numpy(),
+        _values(scores, chance).view(shape).transpose(1, 2).numpy(),
         ("measure", "kind", "source", "target"),
         labels={"measure": MEASURES, "kind": KINDS, "source": sources, "target": targets},
-        chance=found.chances().view(shape).transpose(1, 2).numpy(),
+        chance=_chances(chance).view(shape).transpose(1, 2).numpy(),
         unit=dict(zip(MEASURES, UNITS, strict=True)),
         provenance={
             "model": folded.seen.name,
@@ -96,9 +102,11 @@ def composition_scores(
             "n_rotations": n_rotations,
             "seed": seed,
             **folded.at(distance),
-            "n_pairs": int(compared.sum()),
-            "n_surviving": int((found.corrected()[compared] < FAMILY_WISE).sum()),
-            "survives": f"p_corrected < {FAMILY_WISE} (Bonferroni over all pairs)",
+            "n_pairs": int(scores.isfinite().sum()),
+            "n_surviving": int(survives.sum()),
+            "n_surviving_below": int((survives & (chance.z < 0)).sum()),
+            "survives": f"p_corrected < {FAMILY_WISE} (most extreme pair of each rotation)",
+            "smallest_p": 2 / (1 + n_rotations),
             "left_out": "biases; ways through MLPs, convolutions and third heads",
             "versions": versions(),
         },
@@ -119,33 +127,16 @@ class _Side:
     spectra: Spectra
 
 
-@dataclass(frozen=True, eq=False)
-class _Found:
-    """The scores of all pairs and what rotations make of them; NaN where there is no pair."""
+def _values(scores: Float64[Tensor, "_ _"], chance: Baseline) -> Float64[Tensor, "_ _ _"]:
+    """The measures, in the order of MEASURES."""
+    return torch.stack([scores, scores - chance.mean, chance.spread, chance.z, chance.p])
 
-    scores: Float64[Tensor, "_ _"]
-    mean: Float64[Tensor, "_ _"]
-    spread: Float64[Tensor, "_ _"]
-    bound: Float64[Tensor, "_ _"]
 
-    def corrected(self) -> Float64[Tensor, "_ _"]:
-        """Bonferroni."""
-        return (self.bound * self.scores.isfinite().sum()).clamp(max=1)
-
-    def values(self) -> Float64[Tensor, "_ _ _"]:
-        """The measures, in the order of MEASURES."""
-        excess = self.scores - self.mean
-        # A map that treats all directions alike scores the same under every rotation.
-        z = torch.where(self.spread > UNCHANGED * self.mean, excess / self.spread, torch.nan)
-        return self._where_compared([self.scores, excess, self.spread, z, self.corrected()])
-
-    def chances(self) -> Float64[Tensor, "_ _ _"]:
-        """What rotations give on average."""
-        zero, unknown = torch.zeros_like(self.mean), torch.full_like(self.mean, torch.nan)
-        return self._where_compared([self.mean, zero, unknown, zero, unknown])
-
-    def _where_compared(self, measures: list[Tensor]) -> Float64[Tensor, "_ _ _"]:
-        return torch.stack(measures).masked_fill(self.scores.isnan(), torch.nan)
+def _chances(chance: Baseline) -> Float64[Tensor, "_ _ _"]:
+    """What rotations give on average."""
+    zero = torch.zeros_like(chance.mean).where(chance.mean.isfinite(), torch.nan)
+    unknown = torch.full_like(zero, torch.nan)
+    return torch.stack([chance.mean, zero, unknown, zero, unknown])
 
 
 def _reaches(folded: Folded, source: int, target: int) -> bool:
@@ -200,24 +191,6 @@ def _triangle(maps: Float[Tensor, "head d_model d_head"]) -> Float[Tensor, "head
     return torch.linalg.qr(maps, mode="r").R
 
 
-def _measured(
-    folded: Folded,
-    writers: list[_Side],
-    readers: Mapping[str, list[_Side]],
-    n_rotations: int,
-    seed: int,
-) -> _Found:
-    columns = [side for kind in KINDS for side in readers[kind]]
-    scores = _scores(folded, writers, columns)
-    mean, spread, bound = (torch.full_like(scores, torch.nan) for _ in range(3))
-    for rows, left in _by_rank(writers):
-        for places, right in _by_rank(columns):
-            block = torch.meshgrid(rows, places, indexing="ij")
-            mean[block], spread[block] = rotated(left, right, folded.width, n_rotations, seed)
-            bound[block] = tail_bound(scores[block], left, right, folded.width)
-    return _Found(scores, mean, spread, bound)
-
-
 def _scores(folded: Folded, writers: list[_Side], readers: list[_Side]) -> Float64[Tensor, "_ _"]:
     """The score of each writer with each reader; NaN where nothing gets from one to the other."""
     rows = []
@@ -232,16 +205,3 @@ def _scores(folded: Folded, writers: list[_Side], readers: list[_Side]) -> Float
             blocks.append(block.double().cpu())
         rows.append(torch.cat(blocks, dim=1))
     return torch.cat(rows)
-
-
-def _by_rank(sides: list[_Side]) -> list[tuple[Tensor, Spectra]]:
-    """The spectra of equal length together, with their places."""
-    groups: dict[int, list[tuple[Tensor, Spectra]]] = defaultdict(list)
-    start = 0
-    for side in sides:
-        places = torch.arange(start, start := start + len(side.labels))
-        groups[side.spectra.shape[1]].append((places, side.spectra))
-    return [
-        (torch.cat([places for places, _ in group]), torch.cat([squares for _, squares in group]))
-        for group in groups.values()
-    ]

@@ -38,9 +38,10 @@ class _Panel:
         """The pairs that survive the correction."""
         survives = (self.cells["p_corrected"] < SURVIVES) & np.isfinite(self.cells["z"])
         for row, column in np.argwhere(survives).tolist():
-            weight = float(self.cells["z"][row, column])
+            weight = abs(float(self.cells["z"][row, column]))
             names = self.sources[row], self.targets[column]
-            yield graph.Edge(*names, self.kind, weight, self.hover(row, column))
+            less = bool(self.cells["z"][row, column] < 0)
+            yield graph.Edge(*names, self.kind, weight, self.hover(row, column), less)
 
     def hover(self, row: int, column: int) -> str:
         values = {measure: cells[row, column] for measure, cells in self.cells.items()}
@@ -50,15 +51,16 @@ class _Panel:
         baseline = rounded(self.baseline[row, column], values["spread"])
         return (
             f"{pair}<br>score {rounded(values['score'])}, baseline {baseline}"
-            f"<br>z {values['z']:.1f}, corrected p {values['p_corrected']:.2g}"
+            f"<br>z {values['z']:+.1f}, corrected p {values['p_corrected']:.2g}"
+            f"{', less than by chance' if values['z'] < 0 else ''}"
         )
 
 
 def scores(result: Result) -> go.Figure:
     """Heads in layers with the pairs that survive, and excess over the baseline for every pair.
 
-    An edge is as wide as its z; at most the 60 strongest are drawn. Hovering over an edge or a cell
-    tells its numbers.
+    An edge is as wide as its z is far from 0, and broken where z is negative; at most the 60
+    strongest are drawn. Hovering over an edge or a cell tells its numbers.
 
     Raises:
         ValueError: not the result of `composition_scores`, or a measure or axis of it is missing.
@@ -79,7 +81,11 @@ def scores(result: Result) -> go.Figure:
             legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
         )
     )
-    _add_graph(figure, names, edges, places)
+    smallest = result.provenance.get("smallest_p", 0.0)
+    nothing = "no pair survives the correction"
+    if smallest >= SURVIVES:
+        nothing = f"too few rotations to tell: p is at least {smallest:.2g}"
+    _add_graph(figure, names, edges, places, nothing)
     for number, panel in enumerate(panels):
         _add_matrix(figure, number, panel, places)
     return figure
@@ -174,16 +180,24 @@ def _title(result: Result, edges: Sequence[graph.Edge]) -> str:
     known = result.provenance
     facts = []
     if "n_pairs" in known:
-        facts.append(f"{known['n_surviving']} of {known['n_pairs']} pairs survive (Bonferroni)")
+        below = known.get("n_surviving_below", 0)
+        facts.append(
+            f"{known['n_surviving']} of {known['n_pairs']} pairs survive"
+            + (f", {below} of them below chance (broken lines)" if below else "")
+        )
     if len(edges) > graph.MOST_EDGES:
-        facts.append(f"drawn: the {graph.MOST_EDGES} with the highest z")
+        facts.append(f"drawn: the {graph.MOST_EDGES} with z farthest from 0")
     lines = (style.origin(result), ", ".join(facts))
     small = "<br>".join(style.small(line) for line in lines if line)
     return f"<b>{style.words(result.name)}</b><br>{small}"
 
 
 def _add_graph(
-    figure: go.Figure, names: Sequence[str], edges: Sequence[graph.Edge], places: _Places
+    figure: go.Figure,
+    names: Sequence[str],
+    edges: Sequence[graph.Edge],
+    places: _Places,
+    nothing: str,
 ) -> None:
     layers = graph.Nodes.of(names).layers
     x, y = places.graph()
@@ -199,7 +213,7 @@ def _add_graph(
     graph.draw(figure, names, edges, {"xaxis": "x", "yaxis": "y"})
     if not edges:
         figure.add_annotation(
-            text="no pair survives the correction", showarrow=False, font={"color": style.QUIET},
+            text=nothing, showarrow=False, font={"color": style.QUIET},
             x=0.5, xref="paper", y=sum(y) / 2, yref="paper",
         )  # fmt: skip
 

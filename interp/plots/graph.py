@@ -27,6 +27,7 @@ class Edge:
     kind: str
     weight: float
     hover: str
+    broken: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def draw(
                 "color": style.faded(colour, FAINTEST + (1 - FAINTEST) * share),
                 "width": THINNEST + (THICKEST - THINNEST) * share,
                 "shape": "spline",
+                "dash": "dot" if edge.broken else "solid",
             },
             name=f"{edge.kind}-composition".lstrip("-"),
             legendgroup=edge.kind,

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from interp.analysis.composition import composition_scores
-from interp.analysis.maps.rotations import tail_bound
 from interp.models import (
     Attention,
     Conv,
@@ -47,7 +46,9 @@ def test_a_planted_k_composition_is_found_with_the_value_worked_out_by_hand():
     assert np.isfinite(result.sel(measure="score").values).sum() == 3
     assert result.provenance["n_pairs"] == 3
     assert pair(result, "K", "L0H0", "L1H1", "z") > 10
-    assert result.provenance["n_surviving"] == 1
+    # That Q and V read nothing at all of it is no accident either.
+    assert result.provenance["n_surviving"] == 3
+    assert result.provenance["n_surviving_below"] == 2
 
 
 def planted_q_composition(d_vocab=9):
@@ -74,13 +75,18 @@ def test_a_planted_q_composition_is_found_with_the_value_worked_out_by_hand():
     assert float(found.sel(kind="K", source="L0H1", target="L1H2")) == pytest.approx(0, abs=1e-12)
     # Both maps are 9 equal singular values; Q and K are the two pairs that are compared.
     assert result.provenance["n_pairs"] == 2
-    flat = torch.ones(1, 9, dtype=torch.float64) / 9
-    score = torch.ones(1, 1, dtype=torch.float64) / 3
-    bound = float(tail_bound(score, flat, flat, planted.Subspaces(9).d_model))
-    assert pair(result, "Q", "L0H1", "L1H2", "p_corrected") == pytest.approx(
-        2 * bound, rel=1e-6, abs=0
-    )
-    assert 2 * bound < 1e-6
+    assert pair(result, "Q", "L0H1", "L1H2", "z") > 10
+    assert pair(result, "Q", "L0H1", "L1H2", "p_corrected") == pytest.approx(2 / 201)
+    assert result.provenance["smallest_p"] == pytest.approx(2 / 201)
+
+
+def test_what_a_head_keeps_out_of_is_remarkable_too():
+    # The Q-composition above, seen from K: L1H2's keys read nothing at all of what L0H1 wrote.
+    result = composition_scores(planted_q_composition())
+    assert pair(result, "K", "L0H1", "L1H2", "z") < -5
+    assert pair(result, "K", "L0H1", "L1H2", "p_corrected") < 0.05
+    assert result.provenance["n_surviving"] == 2
+    assert result.provenance["n_surviving_below"] == 1
 
 
 def test_a_planted_convolution_composes_through_its_lag_alone():
@@ -217,17 +223,18 @@ def test_the_model_and_the_random_state_are_left_alone():
 @pytest.mark.parametrize("kind", ["attn-attn", "conv-attn"])
 def test_random_weights_compose_by_chance(kind):
     preset = {"attn-attn": HookedAttnAttn, "conv-attn": HookedConvAttn}[kind]
-    z, surviving = [], 0
-    for seed in range(20):
-        model = preset(d_vocab=30, d_model=48, n_heads=4, n_ctx=8, seed=seed)
-        result = composition_scores(model)
+    z, surviving = [], []
+    for seed in range(40):
+        model = preset(d_vocab=30, d_model=24, n_heads=4, n_ctx=8, seed=seed)
+        result = composition_scores(model, n_rotations=100)
         z.append(result.sel(measure="z").values)
-        surviving += result.provenance["n_surviving"]
+        surviving.append(result.provenance["n_surviving"])
     z = np.stack(z)
-    assert abs(z.mean()) < 0.3
-    assert 0.7 < z.std() < 1.3
-    assert np.quantile(np.abs(z), 0.99) < 3.5
-    assert surviving == 0
+    assert abs(np.nanmean(z)) < 0.3
+    assert 0.7 < np.nanstd(z) < 1.3
+    assert np.nanquantile(np.abs(z), 0.99) < 3.5
+    # One in twenty models may have a survivor: of 40 more than 6 in one case of 300.
+    assert np.count_nonzero(surviving) <= 6
 
 
 # ------------------------------------------------------------------------------------------ errors

@@ -1,28 +1,31 @@
-"""The baseline of composition: its exact moments, drawn rotations, and the bound of its tail."""
+"""The baseline of composition: exact moments, drawn rotations, and how often chance survives."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from interp.analysis.maps.rotations import rotated, spectra, tail_bound
+from interp.analysis.maps.rotations import baseline, rotated, spectra
 
 
-def decaying(n: int, power: float) -> torch.Tensor:
+def decaying(n: int, power: float, width: int) -> torch.Tensor:
     squares = torch.arange(1, n + 1, dtype=torch.float64) ** -power
-    return (squares / squares.sum())[None]
+    return F.pad(squares / squares.sum(), (0, width - n))[None]
+
+
+def moments(left, right, n, seed=0):
+    draws = rotated(left, right, n, seed).double()
+    return draws.mean(0), draws.std(0)
 
 
 CASES = [(40, 12, 12, 1.0), (40, 8, 40, 2.0), (30, 10, 5, 4.0), (160, 16, 16, 0.0), (12, 1, 1, 0.0)]
-DRAWN = 20_000
-SIGMA = 4
-"""How many standard errors of an empirical tail are allowed for."""
 
 
 @pytest.mark.parametrize(("width", "m", "n", "power"), CASES)
 def test_the_square_has_the_moments_of_haar_rotations(width, m, n, power):
     # For traceless A and B, E tr(A R B Rᵀ)² = 2 |A|² |B|² / ((d - 1)(d + 2)) (Weingarten), so the
     # square of the score has mean 1/d and this variance.
-    left, right = decaying(m, power), decaying(n, 1.0)
-    mean, deviation = rotated(left, right, width, 4_000, seed=0)
+    left, right = decaying(m, power, width), decaying(n, 1.0, width)
+    mean, deviation = moments(left, right, 1_500)
     squares = float(mean**2 + deviation**2)
     assert squares == pytest.approx(1 / width, rel=0.05)
     purities = [float(side.square().sum()) - 1 / width for side in (left, right)]
@@ -33,9 +36,13 @@ def test_the_square_has_the_moments_of_haar_rotations(width, m, n, power):
 
 
 def test_a_map_that_treats_all_directions_alike_scores_the_same_under_every_rotation():
-    mean, deviation = rotated(decaying(16, 0.0), decaying(5, 1.0), 16, 50, seed=0)
+    flat, other = decaying(16, 0.0, 16), decaying(5, 1.0, 16)
+    mean, deviation = moments(flat, other, 50)
     assert float(mean) == pytest.approx(1 / 4, abs=1e-6)
     assert float(deviation) < 1e-6
+    found = baseline(torch.full((1, 1), 0.25).double(), flat, other, 50, seed=0)
+    assert found.z.isnan().all()
+    assert found.p.isnan().all()
 
 
 def test_drawn_scores_are_those_of_rotated_matrices():
@@ -48,57 +55,47 @@ def test_drawn_scores_are_those_of_rotated_matrices():
         q, r = torch.linalg.qr(gaussian)
         scores.append(float((A[0] @ (q * r.diagonal().sign()) @ B[0].T).norm()))
     drawn = torch.tensor(scores) / A.norm() / B.norm()
-    mean, deviation = rotated(spectra(A, 20), spectra(B, 20), 20, 2_000, seed=1)
+    mean, deviation = moments(spectra(A, 20), spectra(B, 20), 2_000, seed=1)
     assert float(mean) == pytest.approx(float(drawn.mean()), rel=0.03)
     assert float(deviation) == pytest.approx(float(drawn.std()), rel=0.1)
 
 
 def test_rotations_are_those_of_the_seed_and_of_no_global_state():
     before = torch.get_rng_state()
-    one, same, other = (rotated(decaying(4, 1), decaying(3, 1), 9, 20, seed) for seed in (0, 0, 1))
+    sides = decaying(4, 1, 9), decaying(3, 1, 9)
+    one, same, other = (rotated(*sides, 20, seed) for seed in (0, 0, 1))
     assert torch.equal(one[0], same[0])
     assert not torch.equal(one[0], other[0])
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize(("width", "m", "n", "power"), CASES)
-def test_the_bound_of_the_tail_is_above_what_is_drawn_and_not_far(width, m, n, power):
-    left, right = decaying(m, power), decaying(n, 1.0)
+def test_pairs_share_a_rotation_as_little_as_heads_share_directions():
+    # If all pairs saw the same corner, the most extreme of many would be no more extreme than one.
+    side = decaying(3, 1.0, 40).expand(5, -1)
+    draws = rotated(side, side, 2_000, seed=0).flatten(1)
+    apart = torch.corrcoef(draws.T)[~torch.eye(25, dtype=torch.bool)]
+    assert float(apart.abs().max()) < 0.15
+    assert float(draws.amax(1).mean()) > float(draws[:, 0].quantile(0.9))
+
+
+@pytest.mark.parametrize("n_maps", [1, 6])
+def test_chance_alone_lets_a_pair_survive_as_often_as_it_says(n_maps):
+    # The maps turned at random many times, each time with a baseline of its own.
+    width, trials, n_rotations = 20, 300, 99
+    left = decaying(5, 1.0, width).expand(n_maps, -1)
+    right = decaying(4, 2.0, width).expand(n_maps, -1)
     generator = torch.Generator().manual_seed(0)
-    corners = (
-        torch.linalg.qr(torch.randn(DRAWN // 10, width, n, generator=generator)).Q[:, :m]
-        for _ in range(10)
-    )
-    drawn = torch.cat([left @ corner.double().square() @ right.T for corner in corners])
-    drawn = drawn.sqrt().flatten().sort().values
-    for share, generous in ((0.1, 9), (0.01, 30), (0.001, 150)):
-        height = drawn[int(DRAWN * (1 - share))]
-        error = (share * (1 - share) / DRAWN) ** 0.5
-        bound = float(tail_bound(height.view(1, 1), left, right, width))
-        # Above every share of all rotations that can have given this share of those drawn.
-        assert share + SIGMA * error <= bound <= generous * (share + SIGMA * error)
-
-
-def test_far_out_the_bound_is_above_the_exact_tail():
-    # Rank one on both sides: the square of the score is that of one entry of a unit vector, and
-    # Beta(1/2, 11/2) in 12 dimensions. Its tail is (1 - I(h²)), here by integrating the density.
-    one = torch.ones(1, 1, dtype=torch.float64)
-    entry = torch.linspace(0, 1, 200_001, dtype=torch.float64)
-    density = (1 - entry.square()).pow((12 - 3) / 2)
-    below = density.cumsum(0) / density.sum()
-    for height in (0.3, 0.6, 0.8, 0.9, 0.95):
-        exact = 1 - float(below[int(height * 200_000)])
-        bound = float(tail_bound(height * one, one, one, 12))
-        assert exact < bound <= 1
-
-
-def test_the_bound_is_1_at_the_mean_and_falls_ever_after():
-    left, right = decaying(8, 1.0), decaying(6, 1.0)
-    scores = torch.linspace(0, 1, 60, dtype=torch.float64)[None]
-    bounds = tail_bound(scores, left, right.expand(60, -1), 50)[0]
-    assert float(bounds[0]) == 1
-    assert (bounds.diff() <= 0).all()
-    assert float(bounds[-1]) < 1e-6
+    survived, low = 0, 0
+    for trial in range(trials):
+        turned = torch.linalg.qr(torch.randn(n_maps, n_maps, width, width, generator=generator))[0]
+        scores = torch.einsum("ia,ijab,jb->ij", left, turned.double().square(), right).sqrt()
+        found = baseline(scores, left, right, n_rotations, seed=trial)
+        assert float(found.p.min()) >= 2 / (1 + n_rotations) - 1e-12
+        survived += int((found.p <= 0.05).any())
+        low += int(((found.p <= 0.05) & (found.z < 0)).any())
+    error = (0.05 * 0.95 / trials) ** 0.5
+    assert abs(survived / trials - 0.05) < 3.5 * error
+    assert 0 < low < survived
 
 
 def test_a_map_of_zeros_has_no_spectrum():
@@ -106,5 +103,5 @@ def test_a_map_of_zeros_has_no_spectrum():
     maps[1, 0, 0] = 2
     squares = spectra(maps, 8)
     assert squares[0].isnan().all()
-    assert squares[1].tolist() == [0, 0, 1]
+    assert squares[1].tolist() == [0, 0, 1, *[0] * 5]
     assert spectra(torch.eye(8)[None], 7).shape == (1, 7)

@@ -1,5 +1,6 @@
 """Composition as a graph and as matrices: edges, widths, places and what hovering tells."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -21,7 +22,7 @@ def composition(sources, targets, strong=(), n_kinds=3) -> Result:
     values[MEASURES.index("p_corrected")] = 1
     for kind, source, target, z in strong:
         place = KINDS.index(kind), sources.index(source), targets.index(target)
-        numbers = {"score": 0.1 + z / 100, "excess": z / 100, "z": z, "p_corrected": 1e-9}
+        numbers = {"score": 0.1 + z / 100, "excess": z / 100, "z": z, "p_corrected": 0.01}
         for measure, value in numbers.items():
             values[(MEASURES.index(measure), *place)] = value
     chance = np.full(shape, 0.1)
@@ -62,7 +63,7 @@ def test_edges_are_the_surviving_pairs_as_wide_as_their_z():
     expected = graph.THINNEST + (graph.THICKEST - graph.THINNEST) / 4
     assert weak.line.width == pytest.approx(expected)
     assert "<b>L0H0 → L1H2</b>, K-composition" in wide.text[0]
-    assert "score 0.300, baseline 0.100 ± 0.010<br>z 20.0, corrected p 1e-09" in wide.text[0]
+    assert "score 0.300, baseline 0.100 ± 0.010<br>z +20.0, corrected p 0.01" in wide.text[0]
     nodes = graph.Nodes.of([*heads(0, 3), *heads(1, 3)])
     assert (wide.x[0], wide.y[0]) == nodes.places["L0H0"]
     assert (wide.x[-1], wide.y[-1]) == nodes.places["L1H2"]
@@ -149,9 +150,28 @@ def test_only_the_strongest_edges_are_drawn_and_the_title_says_so():
     strong = [("K", s, t, 5.0 + i) for i, s in enumerate(sources) for t in targets]
     drawn = figure(composition(sources, targets, strong))
     assert len(lines(drawn)) == graph.MOST_EDGES
-    assert "60 with the highest z" in drawn.layout.title.text
+    assert "60 with z farthest from 0" in drawn.layout.title.text
     (entry,) = (line for line in lines(drawn) if line.showlegend)
     assert entry.line.width == graph.THICKEST
+
+
+def test_a_pair_below_chance_is_as_wide_as_its_z_and_broken():
+    strong = [("K", "L0H0", "L1H2", -20.0), ("K", "L0H1", "L1H2", 5.0)]
+    result = composition(heads(0, 3), heads(1, 3), strong)
+    result = replace(result, provenance={**result.provenance, "n_surviving_below": 1})
+    drawn = figure(result)
+    above, below = lines(drawn)
+    assert below.line.width == graph.THICKEST
+    assert (above.line.dash, below.line.dash) == ("solid", "dot")
+    assert "z -20.0, corrected p 0.01, less than by chance" in below.text[0]
+    assert "1 of them below chance" in drawn.layout.title.text
+
+
+def test_too_few_rotations_are_no_finding():
+    result = composition(heads(0, 2), heads(1, 2))
+    few = replace(result, provenance={**result.provenance, "smallest_p": 2 / 21})
+    notes = [note.text for note in figure(few).layout.annotations]
+    assert "too few rotations to tell: p is at least 0.095" in notes
 
 
 def test_where_nothing_survives_the_graph_says_so():
