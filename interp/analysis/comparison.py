@@ -1,18 +1,25 @@
 """Runs beside each other: how many tokens does each architecture need to reach a score?"""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median_high
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from interp.analysis.development import tokens_at
 from interp.analysis.phases import INTERVAL
 from interp.analysis.result import Result
-from interp.analysis.statistics.intervals import mean_interval, median_interval
+from interp.analysis.statistics.intervals import CONFIDENCE, mean_interval, median_interval
 
-MEAN, MEDIAN = "geometric mean, t interval", "median, bootstrap over runs"
+MEAN, MEDIAN = "geometric mean, t interval", "median, between order statistics"
+
+
+class _Time(NamedTuple):
+    """The tokens at which a run reaches the score, infinity if it does not before its last ones."""
+
+    reached: float
+    last: float
 
 
 def tokens_to_reach(
@@ -26,8 +33,12 @@ def tokens_to_reach(
     The estimate is the geometric mean over a group's runs, between the limits of Student's 95 %
     interval for the mean of the logarithms. A run that ends before it reaches the score is
     censored: its time is only known to be later. It is counted and not dropped. Where there is one
-    the estimate is the upper median, with such runs later than any other, between the limits of a
-    95 % bootstrap over the group's runs; infinity says never. One run alone has no interval.
+    the estimate is the upper median, with such runs later than any other, and infinite if most did
+    not arrive. The limits are then those of the median, whatever the distribution: two order
+    statistics, a censored run counting as its last checkpoint for the lower one and as infinity
+    for the upper one. The provenance has their `coverage`, the share of such intervals that holds
+    the median. With fewer than 6 runs they are the range, which holds it in 1 - 2 (1/2)^n: 75 % for
+    three runs, and no method gets more out of them. One run alone has no interval.
 
     Args:
         runs: one score over "step" for each run, such as what `best_head` gives.
@@ -38,8 +49,9 @@ def tokens_to_reach(
 
     Returns:
         A Result over "interval" (`estimate`, `low`, `high`) and `by`, in tokens. Its provenance
-        tells for each group its `method`, the number of `runs`, those that `never` reached the
-        score, and the tokens of `each` of them.
+        tells for each group its `method`, the `coverage` of its interval, the number of `runs`,
+        how many `never` reached the score, the tokens at which `each` of them did, and those of its
+        `last` checkpoint.
 
     Raises:
         ValueError: no runs, one with further axes, with NaN or without `by`, or one that is there
@@ -57,7 +69,7 @@ def tokens_to_reach(
     if not runs:
         raise ValueError("there are no runs to compare; give at least one")
     by, clock = by or _grouping(runs), _clock(runs)
-    groups: dict[str, dict[str, float]] = {}
+    groups: dict[str, dict[str, _Time]] = {}
     for number, run in enumerate(runs):
         if by not in run.provenance:
             raise ValueError(
@@ -66,14 +78,16 @@ def tokens_to_reach(
             )
         each = groups.setdefault(str(run.provenance[by]), {})
         name = str(run.provenance.get("run", number))
-        each[name if name not in each else f"{name} ({number})"] = _reached(run, score, falling)
+        time = _Time(_reached(run, score, falling), float(tokens_at(run)[-1]))
+        each[name if name not in each else f"{name} ({number})"] = time
+    found = {group: _over_runs(list(each.values())) for group, each in groups.items()}
     return Result(
         "tokens_to_reach",
-        np.transpose([_over_runs(list(each.values())) for each in groups.values()]),
+        np.transpose([numbers for numbers, _ in found.values()]),
         ("interval", by),
         labels={"interval": INTERVAL, by: tuple(groups)},
         unit=clock,
-        provenance={"measure": runs[0].name, "score": score, **_counts(groups)},
+        provenance={"measure": runs[0].name, "score": score, **_counts(groups, found)},
     )
 
 
@@ -113,23 +127,36 @@ def _reached(run: Result, score: float, falling: bool) -> float:
     return float(tokens[there - 1] * (tokens[there] / tokens[there - 1]) ** part)
 
 
-def _over_runs(tokens: Sequence[float]) -> tuple[float, float, float]:
+def _over_runs(times: Sequence[_Time]) -> tuple[tuple[float, float, float], float]:
+    """Estimate, low and high of a group, and how often such an interval holds the truth."""
+    tokens = [time.reached for time in times]
     if math.inf in tokens:
-        return median_high(tokens), *median_interval(tokens)
+        low, high, coverage = median_interval([min(time) for time in times], tokens)
+        return (median_high(tokens), low, high), coverage
     logs = [math.log(count) for count in tokens]
     low, high = mean_interval(logs)
-    return math.exp(fmean(logs)), math.exp(low), math.exp(high)
+    numbers = math.exp(fmean(logs)), math.exp(low), math.exp(high)
+    return numbers, CONFIDENCE if len(logs) > 1 else math.nan
 
 
-def _counts(groups: dict[str, dict[str, float]]) -> dict[str, Any]:
+def _counts(
+    groups: Mapping[str, Mapping[str, _Time]],
+    found: Mapping[str, tuple[tuple[float, float, float], float]],
+) -> dict[str, Any]:
     """What a provenance tells of each group. JSON has no infinity: never is null."""
     each = {
-        group: {name: tokens if math.isfinite(tokens) else None for name, tokens in runs.items()}
+        group: {name: _known(time.reached) for name, time in runs.items()}
         for group, runs in groups.items()
     }
     return {
         "runs": {group: len(runs) for group, runs in each.items()},
         "never": {group: list(runs.values()).count(None) for group, runs in each.items()},
         "method": {g: MEDIAN if None in runs.values() else MEAN for g, runs in each.items()},
+        "coverage": {group: _known(coverage) for group, (_, coverage) in found.items()},
         "each": each,
+        "last": {g: {name: t.last for name, t in runs.items()} for g, runs in groups.items()},
     }
+
+
+def _known(number: float) -> float | None:
+    return number if math.isfinite(number) else None

@@ -84,13 +84,13 @@ def _clock(result: Result) -> str:
 
 
 def _short(number: float) -> str:
-    """A count of tokens to three digits; of infinitely many, "never".
+    """A count of tokens to three digits; of infinitely many, "not reached".
 
     >>> _short(1234567), _short(45.25), _short(2e9)
     ('1.23M', '45.2', '2B')
     """
     if math.isinf(number):
-        return "never"
+        return "not reached"
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g}{letter}"
@@ -162,13 +162,24 @@ def _reaching(row: int, part: Result, name: str, colour: str, edge: float) -> _R
     traces += [_marks([edge], row, colour, size=9, symbol="triangle-right")] if never else []
     if math.isfinite(estimate):
         traces.append(_marks([estimate], row, colour, size=10, symbol="diamond"))
-    reading = _short(estimate)
-    if not math.isnan(low):
-        reading += f" ({_short(low)} to {_short(high)})"
-    if never:
-        counted = f"never in {never} of {len(each)} runs"
-        reading = f"{reading}; {counted}" if there else counted
-    return _Row(traces, reading)
+    return _Row(traces, _reading(part, name, (estimate, low, high), never, len(each)))
+
+
+def _reading(
+    part: Result, name: str, times: tuple[float, float, float], never: int, runs: int
+) -> str:
+    """The estimate and its interval, with the share of such intervals that holds the truth."""
+    estimate, low, high = map(_short, times)
+    coverage = part.provenance.get("coverage", {}).get(name)
+    if runs and never == runs:
+        last = min(part.provenance.get("last", {}).get(name, {"": times[1]}).values())
+        return f"not reached by {never} of {runs} runs within {_short(last)}"
+    reading = estimate
+    if not math.isnan(times[1]):
+        share = "" if coverage is None else f", {100 * coverage:.0f} %"
+        between = f"{low} or more" if math.isinf(times[2]) else f"{low} to {high}"
+        reading += f" ({between}{share})"
+    return f"{reading}; not reached by {never} of {runs} runs" if never else reading
 
 
 def _marks(

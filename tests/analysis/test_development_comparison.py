@@ -67,6 +67,7 @@ def test_the_estimate_is_a_geometric_mean_in_students_interval():
     reach = math.exp(4.30265 * math.log(2) / math.sqrt(3))
     assert (low, high) == pytest.approx((8 * 200 / reach, 8 * 200 * reach), rel=1e-5)
     assert found.provenance["method"]["attn"] == "geometric mean, t interval"
+    assert found.provenance["coverage"] == {"attn": 0.95}
 
 
 def test_runs_that_never_get_there_are_counted_and_not_dropped():
@@ -75,15 +76,25 @@ def test_runs_that_never_get_there_are_counted_and_not_dropped():
     assert found.sel(architecture="attn").values.tolist() == [3200, 800, math.inf]
     assert found.provenance["runs"] == {"attn": 3}
     assert found.provenance["never"] == {"attn": 1}
-    assert found.provenance["method"] == {"attn": "median, bootstrap over runs"}
+    assert found.provenance["method"] == {"attn": "median, between order statistics"}
+    assert found.provenance["coverage"] == {"attn": 0.75}  # and not 95 %
+    assert set(found.provenance["last"]["attn"].values()) == {8 * 5000, 8 * 1000}
     assert list(found.provenance["each"]["attn"].values()) == [800, 3200, None]
 
 
 def test_half_of_the_runs_are_not_most_of_them():
     found = tokens_to_reach([reached_at(100), run([0, 0, 0, 0])], 1.0)
     assert found.sel(architecture="attn").values.tolist() == [math.inf, 800, math.inf]
+    assert found.provenance["coverage"] == {"attn": 0.5}
+
+
+def test_what_never_got_there_is_later_than_its_last_checkpoint():
     never = tokens_to_reach([run([0, 0, 0, 0])] * 3, 1.0)
-    assert never.sel(architecture="attn").values.tolist() == [math.inf] * 3
+    assert never.sel(architecture="attn").values.tolist() == [math.inf, 8 * 1000, math.inf]
+    # A run that stopped early says less than one that arrived late.
+    early = run([0, 0, 0], steps=(1, 5, 10))
+    found = tokens_to_reach([early, reached_at(100), reached_at(400)], 1.0)
+    assert found.sel(architecture="attn").values.tolist() == [3200, 80, math.inf]
 
 
 def test_one_run_has_no_interval():
@@ -148,16 +159,44 @@ def test_a_mean_interval_holds_the_mean_as_often_as_it_says():
     assert 0.935 < statistics.fmean(held) < 0.965
 
 
-@pytest.mark.parametrize(
-    "values", [[3.0, 1.0, 2.0], [5.0, 1.0, 4.0, 2.0], [1.0, 2, 3, 4, math.inf]]
-)
-def test_a_median_interval_is_that_of_every_possible_draw(values):
-    n = len(values)
-    draws = np.array(values)[np.indices((n,) * n).reshape(n, -1)]
-    medians = np.sort(np.sort(draws, axis=0)[n // 2])
-    expected = [medians[math.ceil(q * len(medians)) - 1] for q in (0.025, 0.975)]
-    assert list(median_interval(values)) == expected
+@pytest.mark.parametrize("n", [2, 3, 5, 6, 9, 25])
+def test_a_median_interval_is_the_narrowest_that_coins_allow(n):
+    # Every one of 2^n ways in which n values can lie below or above the median; or as many draws.
+    rng = np.random.default_rng(n)
+    ways = np.indices((2,) * n).reshape(n, -1).T if n < 10 else rng.integers(0, 2, (20_000, n))
+    below = ways.sum(axis=1)
+    low, high, coverage = median_interval(range(n))
+    assert low + high == n - 1  # as far from both ends
+
+    def share(k):
+        return np.mean((below >= k) & (below <= n - k))
+
+    k = int(low) + 1
+    assert coverage == pytest.approx(share(k), abs=1e-9 if n < 10 else 0.01)
+    assert k == 1 if n < 6 else coverage >= 0.95
+    if n >= 6 and k < n // 2:
+        assert share(k + 1) < 0.955
+
+
+@pytest.mark.parametrize("n", [3, 6])
+@pytest.mark.parametrize("last", [math.inf, 0.4, 2.0])
+def test_a_median_interval_holds_the_median_as_often_as_it_says(n, last):
+    # Skewed draws of median 1, of runs that end before it, after it, or never.
+    rng = np.random.default_rng(1)
+    draws = np.exp(rng.normal(size=(400, n)))
+    low = np.minimum(draws, last).tolist()
+    high = np.where(draws < last, draws, math.inf).tolist()
+    found = list(map(median_interval, low, high))
+    held = statistics.fmean(one.low <= 1 <= one.high for one in found)
+    share = found[0].coverage
+    error = math.sqrt(share * (1 - share) / 400)
+    assert share == 1 - 2 / 2**n
+    assert held > share - 3 * error
+    if last == math.inf:
+        assert held < share + 3 * error
 
 
 def test_one_value_has_no_interval():
     assert all(map(math.isnan, (*mean_interval([1.0]), *median_interval([1.0]))))
+    one = tokens_to_reach([reached_at(9)], 1.0)
+    assert one.provenance["coverage"] == {"attn": None}

@@ -71,7 +71,7 @@ class TestPhases:
         reached = [run("conv-attn", [0, 0, 1, 1, 1]), run("conv-attn", [0, 0, 0, 1, 1], seed=1)]
         found = tokens_to_reach([*reached, run("attn", [0] * 5), run("attn", [0] * 5, seed=1)], 1.0)
         drawn = figure(found)
-        line, dots, estimate, never = drawn.data
+        line, dots, estimate, later, never = drawn.data
         assert tuple(line.x) == tuple(
             found.sel(member="conv-attn", interval=["low", "high"]).values
         )
@@ -81,7 +81,10 @@ class TestPhases:
         conv, attn = drawn.layout.yaxis.ticktext
         assert "conv-attn" in conv
         assert "316 (" in conv
-        assert "never in 2 of 2 runs" in attn
+        assert "95 %" in conv
+        assert later.x[0] == 10_000  # the last checkpoint: it is later than that
+        assert "not reached by 2 of 2 runs within 10k" in attn
+        assert "95" not in attn
         assert estimate.marker.color == ARCHITECTURES["conv-attn"]
 
     def test_a_kind_that_got_there_in_part(self):
@@ -90,7 +93,7 @@ class TestPhases:
         ]
         drawn = intervals(tokens_to_reach(some, 1.0))
         (row,) = drawn.layout.yaxis.ticktext
-        assert "100 (100 to never); never in 1 of 3 runs" in row
+        assert "100 (100 or more, 75 %); not reached by 1 of 3 runs" in row
         right = 10 ** drawn.layout.xaxis.range[1]
         assert drawn.data[0].x[1] == pytest.approx(right)
 
