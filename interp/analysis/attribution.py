@@ -19,7 +19,7 @@ from interp.models.shapes import Tokens
 Attributions = dict[str, Float[Tensor, "batch asked"]]
 """What each part adds, by its label, in some of the sequences and at the positions asked about."""
 
-ROUNDING = 1e-3
+ROUNDING = 1e-4
 """How far a sum of parts may lie from the logit, relative to the parts, and still be rounding."""
 
 
@@ -61,10 +61,13 @@ def logit_attribution(
     Returns:
         A Result over "part" and "position", in logits: the mean over sequences.
         Parts are written like the units of `ablate` and `patch`: "embed", "pos_embed",
-        "L1H3", "L0.lag1", "L1.mlp"; biases are "blocks.1.attn.b_O", "ln_final.b", "unembed.b_U".
+        "L1H3", "L0.lag1", "L1.mlp", and whatever else writes to the stream of a bridge, such as
+        "L0.conv", "L3.mamba", "L2.linear_attn"; biases are "blocks.1.attn.b_O", "ln_final.b",
+        "unembed.b_U".
 
     Raises:
-        ValueError: a token or position that does not exist; a weight that is NaN; a bridge whose
+        ValueError: a token or position that does not exist; a weight that is NaN; a bridge some of
+            whose layers add more to the stream than its sublayers' hook points show; one whose
             logits are no sum of such parts (capped logits, say).
 
     Source: Elhage et al. 2021; TransformerLens calls it `logit_attrs`.
@@ -94,7 +97,7 @@ def logit_attribution(
             for label, part in stream.parts(heard)
         }
         parts |= question.biases(rows)
-        _check_sum(seen, question, heard, parts, rows)
+        _check_sum(seen, question, heard, parts, rows, by)
         return parts
 
     origin = {**handed_in(seen, tokens, sampling), "variant": question.described, "by": by}
@@ -142,17 +145,19 @@ def over_sequences(
 
 
 def _check_sum(
-    seen: View, question: Question, heard: Heard, parts: Attributions, rows: slice
+    seen: View, question: Question, heard: Heard, parts: Attributions, rows: slice, by: By
 ) -> None:
-    """A bridge's architecture may hold what no decomposition knows of."""
+    """A bridge may do more to its logits than a norm and an unembedding."""
     if "logits" not in heard:
         return
     total = torch.stack(list(parts.values()))
-    expected = question.answer(heard["logits"], rows)
-    off = float((total.sum(0) - expected).abs().max())
-    if off > ROUNDING * float(total.abs().sum(0).max()):
-        raise ValueError(
-            f"{seen.name}: the parts miss the logit by up to {off:.2g}, so something else adds to "
-            "it or bends it (capped logits, a norm behind the heads' outputs); try by='layers', or "
-            "a model without"
-        )
+    off = (total.sum(0) - question.answer(heard["logits"], rows)).abs()
+    # A model in 16 bits has rounded its logits, and what it unembeds.
+    step = torch.finfo(question.readout.W_U.dtype).eps
+    if bool((off <= max(ROUNDING, 4 * step) * total.abs().sum(0)).all()):
+        return
+    remedy = "try by='layers', or a model without" if by == "heads" else "give a model without"
+    raise ValueError(
+        f"{seen.name}: the parts miss the logit by up to {float(off.max()):.2g}, so something else "
+        f"adds to it or bends it (capped or multiplied logits, say); {remedy}"
+    )

@@ -7,8 +7,8 @@ A unit is written as follows, and these are the labels of results too:
 | `L1H3`                         | what head 3 of layer 1 attended to (`hook_z`), so its output |
 | `L1H3.q` `.k` `.v` `.pattern`  | its queries, keys, values, or where it looks                 |
 | `L0.lag1`                      | what lag 1 of a convolution adds                             |
-| `L1`                           | all that layer 1 writes: its heads or lags, and its MLP      |
-| `L1.attn` `L0.conv` `L1.mlp`   | one of these                                                 |
+| `L1`                           | all that layer 1 writes: each of its mixers, and its MLP     |
+| `L1.attn` `L0.conv` `L1.mamba` `L1.mlp` | one of these                                        |
 | `L1.resid_pre` `.resid_mid` `.resid_post` | the stream                                        |
 | `embed` `pos_embed`            | the embedding, and the positions added to it                 |
 | `L0.lag1->L1H3.k`              | the first, as the second alone sees it: the direct path      |
@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from jaxtyping import Shaped
 from torch import Tensor
 
+from interp.models.description import Order, Step, Writer
 from interp.models.protocol import Hook
 
 GROUPS = {
@@ -50,10 +51,6 @@ HEAD = re.compile(r"L(\d+)H(\d+)")
 ALL = slice(None)
 
 Position = int | slice
-Order = tuple[int, int]
-"""Where in the model something happens: the layer, and the step within it."""
-
-_BEFORE, _READ, _WRITTEN, _MIDDLE, _MLP, _MLP_WRITTEN, _AFTER = range(7)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +60,14 @@ class Site:
     Attributes:
         hook: the name of the hook point.
         index: which entries, along each axis after the batch.
+        writer: what computes it; None where that is not known, or it is the stream.
+        is_term: whether it is the writer's term of the stream, or one of those that it sums up.
     """
 
     hook: str
     index: tuple[Position, ...] = ()
+    writer: Writer | None = None
+    is_term: bool = False
 
     def of(self, activation: Shaped[Tensor, "batch *rest"]) -> Shaped[Tensor, "batch *part"]:
         """This part of it, as a view."""
@@ -75,17 +76,17 @@ class Site:
     @property
     def reads(self) -> Order:
         """What comes from before this point of the model changes it."""
-        return _order(self.hook)[0]
+        return _order(self.hook)[0] if self.writer is None else self.writer.reads
 
     @property
     def writes(self) -> Order:
         """What comes after this point of the model sees it changed."""
-        return _order(self.hook)[1]
+        return _order(self.hook)[1] if self.writer is None else self.writer.writes
 
     @property
     def is_after_mixer(self) -> bool:
         """Whether it comes after what its layer's heads or lags write."""
-        return self.reads[1] > _WRITTEN
+        return self.reads[1] > Step.WRITTEN
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +145,8 @@ def stream_hook(site: Site) -> str | None:
 
     None where it shows only through something that is not linear: queries, keys, patterns.
     """
+    if site.writer is not None and site.is_term:
+        return site.writer.hook
     block, _, place = site.hook.rpartition("attn.hook_z")
     if block and not place:
         return f"{block}hook_attn_out"
@@ -161,16 +164,16 @@ def _order(hook: str) -> tuple[Order, Order]:
     if match is None:
         below = hook.partition(".")[0] in ("hook_embed", "hook_pos_embed", "embed", "pos_embed")
         layer = -1 if below else 1_000_000
-        return (layer, _READ), (layer, _WRITTEN)
+        return (layer, Step.READ), (layer, Step.WRITTEN)
     layer, place = int(match[1]), match[2]
     for start, reads, writes in (
-        ("hook_resid_pre", _BEFORE, _BEFORE),
-        ("hook_resid_mid", _MIDDLE, _MIDDLE),
-        ("hook_resid_post", _AFTER, _AFTER),
-        ("hook_mlp", _MLP, _MLP_WRITTEN),
-        ("mlp.", _MLP, _MLP_WRITTEN),
-        ("ln2", _MLP, _MLP_WRITTEN),
+        ("hook_resid_pre", Step.BEFORE, Step.BEFORE),
+        ("hook_resid_mid", Step.MIDDLE, Step.MIDDLE),
+        ("hook_resid_post", Step.AFTER, Step.AFTER),
+        ("hook_mlp", Step.MLP, Step.MLP_WRITTEN),
+        ("mlp.", Step.MLP, Step.MLP_WRITTEN),
+        ("ln2", Step.MLP, Step.MLP_WRITTEN),
     ):
         if place.startswith(start):
             return (layer, reads), (layer, writes)
-    return (layer, _READ), (layer, _WRITTEN)
+    return (layer, Step.READ), (layer, Step.WRITTEN)

@@ -1,16 +1,24 @@
 """The view of a `transformer_lens.TransformerBridge`: any Hugging Face model, patterns in hooks."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.models.description import Writer
 from interp.models.entries import entries_of
 from interp.models.outputs import Outputs, OutputsOfLogits, at_positions
 from interp.models.shapes import Logits, Scores, Stream, Tokens
 from interp.models.view import Ear, Hear, Hook, Start, View, undisturbed
+
+OUT_MULTIPLIERS = {"attn": "attention_out_multiplier", "mamba": "ssm_out_multiplier"}
+"""What Falcon-H1's config multiplies with what its mixers give, after their hook points."""
+
+MLPS = ("MLPBridge", "MoEBridge", "DenseOrMoEFeedForwardBridge")
+MAMBAS = ("SSMMixerBridge", "SSM2MixerBridge")
+NORMS = ("NormalizationBridge", "RMSNormalizationBridge")
 
 
 class BridgeView(View):
@@ -45,9 +53,59 @@ class BridgeView(View):
         shut = self.model._gated_hook_reason
         return {name for name, point in points if shut(point.name or name) is None}
 
+    @cached_property
+    def writers(self) -> tuple[Writer, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """From the bridge's components: whatever stands in a block and is no norm."""
+        layers = (self._of_block(layer) for layer in range(self.n_layers))
+        return (*self._embeddings(), *(writer for layer in layers for writer in layer))
+
+    def _embeddings(self) -> Iterator[Writer]:
+        if (normed := "embed_ln.hook_out") in self.hooks:  # all that is embedded, normalised
+            yield Writer.embedding("embed", normed)
+            return
+        # Some bridges show what they multiply the embedding with at its hook point, some do not.
+        shown = getattr(self.model.embed, "_output_contribution_scale", 1.0)
+        yield Writer.embedding("embed", scale=self._multiplier("embedding_multiplier") / shown)
+        if "pos_embed.hook_out" in self.hooks:
+            yield Writer.embedding("pos_embed")
+
+    def _of_block(self, layer: int) -> Iterator[Writer]:
+        """Mixers, then what reads after them."""
+        block, prefix = self.model.blocks[layer], f"blocks.{layer}."
+        writing = {
+            name: component
+            for name, component in block.submodules.items()
+            if not _is_norm(component) and name in block._modules
+        }
+        for name in sorted(writing, key=lambda name: _is_mlp(name, writing[name])):
+            component = writing[name]
+            kind = "mamba" if _is_mamba(component) else name
+            # A block has a hook point of its own for what it adds, where a norm or a factor stands
+            # behind the component's output.
+            own = f"{prefix}hook_{name}_out"
+            scale = 1.0 if own in self.hooks else getattr(block, "residual_contribution_scale", 1.0)
+            yield Writer(
+                label=f"L{layer}.{kind}",
+                hook=own if own in self.hooks else f"{prefix}{name}.hook_out",
+                layer=layer,
+                kind=kind,
+                module=prefix + name,
+                is_mlp=_is_mlp(name, component),
+                scale=scale * self._multiplier(OUT_MULTIPLIERS.get(name, "")),
+            )
+
+    def _multiplier(self, name: str) -> float:
+        """What the Hugging Face config multiplies with; 1 where it has no such factor."""
+        value = getattr(getattr(self.model.original_model, "config", None), name, None)
+        return 1.0 if value is None else float(value)
+
     def output_map(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         """W_O, as the bridge gives it."""
         return self.model.blocks[layer].attn.W_O
+
+    def output_bias(self, layer: int) -> Float[Tensor, " d_model"] | None:
+        """b_O, as the bridge gives it."""
+        return self.model.blocks[layer].attn.b_O
 
     @property
     def name(self) -> str:
@@ -149,3 +207,30 @@ class BridgeView(View):
         if not any(name.endswith(("pattern", "attn_scores")) for name in names):
             return told
         return f'{told}; load the Hugging Face model with attn_implementation="eager"'
+
+    def _no_heads(self) -> str:
+        whole = [layer for layer in range(self.n_layers) if not self.written_by(layer)]
+        if not whole:
+            return super()._no_heads()
+        return (
+            f"{self.name}: its bridge describes layers {', '.join(map(str, whole))} as a whole and "
+            "has no hook point inside them, so heads that are there cannot be scored; interp needs "
+            "a bridge that hooks attention patterns"
+        )
+
+
+def _is_a(component: Any, names: Collection[str]) -> bool:
+    """By the names of its classes: to import them would import every architecture."""
+    return any(kind.__name__ in names for kind in type(component).__mro__)
+
+
+def _is_norm(component: Any) -> bool:
+    return _is_a(component, NORMS)
+
+
+def _is_mlp(name: str, component: Any) -> bool:
+    return name == "mlp" or _is_a(component, MLPS)
+
+
+def _is_mamba(component: Any) -> bool:
+    return _is_a(component, MAMBAS)

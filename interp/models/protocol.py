@@ -5,12 +5,15 @@ either, and what a model cannot answer is refused at once, with the reason.
 """
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.models.block import AttentionBlock, Block
 from interp.models.bridge import BridgeView
+from interp.models.description import Writer
 from interp.models.entries import Entries, entries_from_parts, entries_of
 from interp.models.outputs import Outputs, OutputsOfStream, at_positions
 from interp.models.replay import run_from
@@ -57,6 +60,32 @@ class _OurView(View):
     def lags(self) -> dict[int, int]:
         return {layer: self.model.conv(layer).lags for layer in self.model.conv_layers}
 
+    @cached_property
+    def writers(self) -> tuple[Writer, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        model = self.model
+        enters = model.pos_embed is not None and model.positions_enter_stream
+        writers = [Writer.embedding(kind) for kind in ("embed", "pos_embed")[: 1 + enters]]
+        for layer, block in enumerate(cast(list[Block], list(model.blocks))):
+            kinds = ["attn" if isinstance(block, AttentionBlock) else "conv"]
+            kinds += ["mlp"] if block.mlp is not None else []
+            for kind in kinds:
+                prefix = f"blocks.{layer}."
+                hook, module = f"{prefix}hook_{kind}_out", prefix + kind
+                label = f"L{layer}.{kind}"
+                writers.append(Writer(label, hook, layer, kind, module, is_mlp=kind == "mlp"))
+        return tuple(writers)
+
+    @property
+    def sums_up(self) -> bool:
+        config = self.model.config
+        return config.residual and config.norm_place != "post"
+
+    def check_heads(self, layers: Collection[int]) -> None:
+        pass  # the description is that of the config, which the layers are built from
+
+    def bent_heads(self, layer: int) -> str | None:
+        return None
+
     @property
     def hooks(self) -> Collection[str]:
         return self.model.hook_dict.keys()
@@ -66,6 +95,9 @@ class _OurView(View):
 
     def output_map(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         return self.model.attn(layer).W_O
+
+    def output_bias(self, layer: int) -> Float[Tensor, " d_model"] | None:
+        return self.model.attn(layer).b_O
 
     def held_patterns(self, layer: int, pattern: Scores) -> list[Hook]:
         heard: dict[str, Heads] = {}

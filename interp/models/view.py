@@ -10,9 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.models.description import Writer, of_layer
 from interp.models.entries import Entries, Index
 from interp.models.outputs import Outputs
 from interp.models.shapes import Logits, Scores, Stream, Tokens
+from interp.models.sums import sums_of
 
 Hear = Callable[[int, Entries], None]
 Ear = tuple[str, Callable[..., None]]
@@ -74,6 +76,58 @@ class View(ABC):
 
     @property
     @abstractmethod
+    def writers(self) -> tuple[Writer, ...]:
+        """All that writes to the residual stream, in order: embeddings, then layer by layer."""
+
+    def written_by(self, layer: int) -> tuple[Writer, ...]:
+        """All that one layer writes."""
+        return of_layer(self.writers, layer)
+
+    @property
+    def sums_up(self) -> bool:
+        """Whether the residual stream is the sum of what was written to it."""
+        return True
+
+    def check_writers(self, layers: Collection[int]) -> None:
+        """Refuse a model whose layers write more than their description says; -1: the embeddings.
+
+        Raises:
+            ValueError: the message names the layer, what is missing, and the remedy.
+        """
+        if not layers or not self.sums_up:
+            return
+        wrong = sums_of(self).layers
+        for layer in layers:
+            if layer not in wrong:
+                continue
+            what = "what enters layer 0" if layer < 0 else f"what layer {layer} adds"
+            instead = "L0.resid_pre" if layer < 0 else f"L{layer}.resid_post"
+            raise ValueError(
+                f"{self.name}: all that writes {what} is not known: {wrong[layer]}. An answer "
+                f"would leave that out in silence; patch the stream instead, such as {instead!r}, "
+                "or single hook points"
+            )
+
+    def check_heads(self, layers: Collection[int]) -> None:
+        """Refuse layers that compute another number of heads than their description has.
+
+        Raises:
+            ValueError: the message names the layer and both numbers.
+        """
+        counts = sums_of(self).counts if layers else {}
+        for layer in layers:
+            if wrong := counts.get(layer):
+                raise ValueError(
+                    f"{self.name}: layer {layer}: {wrong}, so its heads cannot be told apart; "
+                    "ask about the whole layer, or other layers"
+                )
+
+    def bent_heads(self, layer: int) -> str | None:
+        """Why what a layer's heads attended to, through W_O, is not what they write; else None."""
+        return sums_of(self).heads.get(layer)
+
+    @property
+    @abstractmethod
     def hooks(self) -> Collection[str]:
         """The names of all hook points that can be hooked."""
 
@@ -86,6 +140,10 @@ class View(ABC):
     @abstractmethod
     def output_map(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         """From what a layer's heads attended to, to what they write to the stream: W_O."""
+
+    @abstractmethod
+    def output_bias(self, layer: int) -> Float[Tensor, " d_model"] | None:
+        """What a layer's attention writes whatever its heads attended to: b_O."""
 
     @abstractmethod
     def held_patterns(self, layer: int, pattern: Scores) -> list[Hook]:
@@ -143,6 +201,9 @@ class View(ABC):
             raise ValueError(self._silence(silent))
         return kept
 
+    def _no_heads(self) -> str:
+        return f"{self.name} has no attention layer with a pattern, so it has no heads to score"
+
     def _silence(self, names: Sequence[str]) -> str:
         return f"{self.name}: nothing was computed at {', '.join(names)}"
 
@@ -182,9 +243,7 @@ class View(ABC):
             ValueError: the model has no heads.
         """
         if not self.heads:
-            raise ValueError(
-                f"{self.name} has no attention layer with a pattern, so it has no heads to score"
-            )
+            raise ValueError(self._no_heads())
         layers = sorted(self.heads if layers is None else layers)
 
         def hear_and_stop(layer: int, entries: Entries) -> None:

@@ -225,9 +225,13 @@ def test_a_bridges_parts_are_transformer_lenss_logit_attrs(kind, norm):
     )
 
 
-@pytest.mark.parametrize("by", ["heads", "layers"])
-def test_a_bridge_whose_logits_are_no_such_sum_is_refused(by):
-    with pytest.raises(ValueError, match=r"Gemma2.*parts miss the logit by"):
+@pytest.mark.parametrize(
+    ("by", "why"),
+    [("heads", "layer 0: what its heads attended to, through W_O, misses"),
+     ("layers", "parts miss the logit by")],
+)  # fmt: skip
+def test_a_bridge_whose_logits_are_no_such_sum_is_refused(by, why):
+    with pytest.raises(ValueError, match=f"Gemma2.*{why}"):
         logit_attribution(bridged(hugging_face("gemma2")), probe(9), by=by)
     assert set(CONFIGS) == {"gpt2", "llama", "neox", "mistral", "gemma2"}
 

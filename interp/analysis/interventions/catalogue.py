@@ -4,7 +4,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from interp.analysis.units import ALL, GROUPS, Position, Site, Unit
+from interp.analysis.units import ALL, GROUPS, HEAD, Position, Site, Unit
+from interp.models.description import Writer
 from interp.models.hooks import nearest
 from interp.models.protocol import Hook, View
 
@@ -23,12 +24,14 @@ class Place:
     hook: str
     index: tuple[Position, ...] = (ALL,)
     position_axis: int = 0
+    writer: Writer | None = None
+    is_term: bool = False
 
     def at(self, position: Position) -> Site:
         """The site at one or several positions."""
         index = list(self.index)
         index[self.position_axis] = position
-        return Site(self.hook, tuple(index))
+        return Site(self.hook, tuple(index), self.writer, self.is_term)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +60,7 @@ class Catalogue:
         hooks = seen.hooks
         places = {
             label: there
-            for label, wanted in _places(seen, hooks)
+            for label, wanted in _places(seen)
             if (there := tuple(place for place in wanted if place.hook in hooks))
         }
         return cls(seen, n_pos, places, hooks)
@@ -96,6 +99,10 @@ class Catalogue:
         ((label, sites),) = self._receivers(receiver)
         if min(site.writes for site in sender.sites) >= min(site.reads for site in sites):
             return None
+        first = min(site.writes[0] for site in sender.sites)
+        last = max(site.reads[0] for site in sites)
+        # What is forgotten between the two would let a path leak through it.
+        self.seen.check_writers(range(max(first, 0), min(last + 1, self.seen.n_layers)))
         return Unit.at(f"{sender.label}->{label}", *sites, sender=sender)
 
     def like(self, label: str) -> tuple[Unit, ...]:
@@ -146,17 +153,25 @@ class Catalogue:
 
     def _sites(self, text: str) -> Iterator[tuple[str, tuple[Site, ...]]]:
         if text.partition("[")[0] in self.hooks:
-            yield text, (_part_of_hook(text),)
+            yield text, (_part_of_hook(text, self.seen.writers),)
             return
         text = _written_out(text)
         name, _, where = text.partition("@")
         form = re.compile(re.escape(name).replace(r"\*", ANYTHING))
         found = [name] if name in self.places else list(filter(form.fullmatch, self.places))
         if not found:
+            self.seen.check_writers(self._whole_layers(name))
             raise ValueError(self._unknown(name))
+        self.seen.check_writers(self._whole_layers(name))
+        self.seen.check_heads({int(head[1]) for head in map(HEAD.match, found) if head})
         for label in found:
             for suffix, position in self._positions(text, where):
                 yield label + suffix, tuple(place.at(position) for place in self.places[label])
+
+    def _whole_layers(self, name: str) -> Collection[int]:
+        """The layers of which all that they write is asked for."""
+        layers = range(self.seen.n_layers)
+        return layers if name == "L*" else [layer for layer in layers if name == f"L{layer}"]
 
     def _positions(self, text: str, where: str) -> list[tuple[str, Position]]:
         if "@" not in text:
@@ -174,36 +189,46 @@ class Catalogue:
 
     def _unknown(self, name: str) -> str:
         lags = [label for label in self.places if "lag" in label]
-        there = f"the heads are {_some(self.seen.head_labels)}"
+        if self.seen.head_labels:
+            there = f"the heads are {_some(self.seen.head_labels)}"
+        else:
+            writers = [writer.label for writer in self.seen.writers]
+            there = f"it has no heads; {_some(writers)} write"
         if lags:
             there += f", the lags {_some(lags)}"
         hint = nearest(name, [*GROUPS, *self.places, *self.hooks])
         return f"{self.seen.name} has no unit {name!r}{hint or ';'} {there}"
 
 
-def _places(seen: View, hooks: Collection[str]) -> Iterator[tuple[str, tuple[Place, ...]]]:
+def _places(seen: View) -> Iterator[tuple[str, tuple[Place, ...]]]:
     """Labels and where they are, whether or not the model has these hook points."""
-    yield "embed", (Place("hook_embed"),)
-    yield "pos_embed", (Place("hook_pos_embed"),)
+    for name in ("embed", "pos_embed"):
+        yield name, (Place(f"hook_{name}"),)
+    for writer in seen.written_by(-1):
+        yield writer.label, (_term(writer),)
     for layer in range(seen.n_layers):
-        block = f"blocks.{layer}."
-        attn, conv, mlp = (Place(f"{block}hook_{name}_out") for name in ("attn", "conv", "mlp"))
-        if attn.hook in hooks or conv.hook in hooks:
-            yield f"L{layer}", (attn, conv, mlp)
-        for name, place in (("attn", attn), ("conv", conv), ("mlp", mlp)):
-            yield f"L{layer}.{name}", (place,)
+        writers = seen.written_by(layer)
+        yield f"L{layer}", tuple(map(_term, writers))
+        for writer in writers:
+            yield writer.label, (_term(writer),)
         for name in ("resid_pre", "resid_mid", "resid_post"):
-            yield f"L{layer}.{name}", (Place(f"{block}hook_{name}"),)
+            yield f"L{layer}.{name}", (Place(f"blocks.{layer}.hook_{name}"),)
         for lag in range(seen.lags.get(layer, 0)):
-            lags = Place(f"{block}conv.hook_lags", (lag, ALL), position_axis=1)
+            name = f"blocks.{layer}.conv.hook_lags"
+            lags = Place(name, (lag, ALL), 1, _computing(writers, name), is_term=True)
             yield f"L{layer}.lag{lag}", (lags,)
         for head in range(seen.heads.get(layer, 0)):
             yield from _places_of_head(seen, layer, head)
 
 
+def _term(writer: Writer) -> Place:
+    return Place(writer.hook, writer=writer, is_term=True)
+
+
 def _places_of_head(seen: View, layer: int, head: int) -> Iterator[tuple[str, tuple[Place, ...]]]:
     label, attn = f"L{layer}H{head}", f"blocks.{layer}.attn.hook_"
-    yield label, (Place(attn + "z", (ALL, head)),)
+    writer = _computing(seen.written_by(layer), attn + "z")
+    yield label, (Place(attn + "z", (ALL, head), 0, writer, is_term=True),)
     yield f"{label}.q", (Place(attn + "q", (ALL, head)),)
     if head < seen.key_heads(layer):
         yield f"{label}.k", (Place(attn + "k", (ALL, head)),)
@@ -211,7 +236,12 @@ def _places_of_head(seen: View, layer: int, head: int) -> Iterator[tuple[str, tu
     yield f"{label}.pattern", (Place(attn + "pattern", (head, ALL), position_axis=1),)
 
 
-def _part_of_hook(text: str) -> Site:
+def _computing(writers: Sequence[Writer], hook: str) -> Writer | None:
+    """The writer that a hook point belongs to."""
+    return next((writer for writer in writers if writer.contains(hook)), None)
+
+
+def _part_of_hook(text: str, writers: Sequence[Writer]) -> Site:
     match = re.fullmatch(r"([\w.]+)(?:\[([^\]]*)\])?", text)
     parts = [part.strip() for part in (match[2] or "").split(",")] if match else []
     index = [_position(part) for part in parts if part]
@@ -220,7 +250,9 @@ def _part_of_hook(text: str) -> Site:
             f"{text!r} cannot be read; write the hook point and an index of whole numbers and "
             "ranges after it, such as blocks.1.mlp.hook_post[:, 5]"
         )
-    return Site(match[1], tuple(part for part in index if part is not None))
+    writer = _computing(writers, match[1])
+    is_term = writer is not None and writer.hook == match[1]
+    return Site(match[1], tuple(part for part in index if part is not None), writer, is_term)
 
 
 def _written_out(text: str) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from interp.analysis.interventions.sources import Activations
 from interp.analysis.units import Part, Site, Unit, stream_hook
+from interp.models.description import between as all_between
 from interp.models.protocol import Hook, Start, View
 from interp.models.shapes import Heads, Stream, Tokens
 
@@ -169,9 +170,9 @@ def names_for(seen: View, change: Change) -> set[str]:
 
 
 def mixer(seen: View, layer: int) -> str | None:
-    """The hook point of what a layer's heads or lags write; None where there is none."""
-    names = (f"blocks.{layer}.hook_{kind}_out" for kind in ("attn", "conv"))
-    return next((name for name in names if name in seen.hooks), None)
+    """The hook point of what a layer's mixer writes; None where it has none, or several."""
+    mixers = [writer.hook for writer in seen.written_by(layer) if not writer.is_mlp]
+    return mixers[0] if len(mixers) == 1 else None
 
 
 def written(seen: View, name: str, edits: Sequence[Edit], clean: Activations) -> Stream:
@@ -212,26 +213,10 @@ def _edited(activation: Tensor, edits: Sequence[Edit]) -> Tensor:
 
 
 def between(seen: View, part: Part) -> Iterator[str]:
-    """What the layers between a part's sender and its site write: hook points, from below.
-
-    Raises:
-        ValueError: a layer between them has no hook point for what it writes.
-    """
+    """What is written between a part's sender and its site: hook points, from below."""
     assert part.sender is not None
     first, last = min(site.writes for site in part.sender.sites), part.site.reads
-    for layer in range(max(first[0], 0), min(last[0] + 1, seen.n_layers)):
-        name, mlp = mixer(seen, layer), f"blocks.{layer}.hook_mlp_out"
-        for hook in (name or f"blocks.{layer}.hook_attn_out", mlp):
-            site = Site(hook)
-            if not (first < site.reads and site.writes < last):
-                continue
-            if hook in seen.hooks:
-                yield hook
-            elif hook != mlp:
-                raise ValueError(
-                    f"{seen.name}: layer {layer} has no hook point for what it writes, so a path "
-                    f"past it, from {part.sender.label}, cannot be told from one through it"
-                )
+    return (writer.hook for writer in all_between(seen.writers, first, last))
 
 
 def holding(name: str, value: Tensor) -> Hook:

@@ -18,6 +18,7 @@ from torch import Tensor
 from interp.analysis.interventions.catalogue import Catalogue
 from interp.analysis.interventions.changes import Change
 from interp.analysis.units import Unit, stream_hook
+from interp.models.protocol import View
 
 Control = Literal["units", "directions", "none"]
 
@@ -29,7 +30,7 @@ def default_control(catalogue: Catalogue, units: Sequence[Unit]) -> Control:
     """Random units where there are enough of them, else random directions, else nothing."""
     if all(_number_of_others(catalogue, unit) >= FEWEST_OTHERS for unit in units):
         return "units"
-    return "directions" if all(has_directions(unit) for unit in units) else "none"
+    return "directions" if all(has_directions(unit, catalogue.seen) for unit in units) else "none"
 
 
 def check_control(control: Control, catalogue: Catalogue, units: Sequence[Unit]) -> None:
@@ -39,10 +40,10 @@ def check_control(control: Control, catalogue: Catalogue, units: Sequence[Unit])
         ValueError: the message names the unit and the remedy.
     """
     for unit in units:
-        if control == "directions" and not has_directions(unit):
+        if control == "directions" and not has_directions(unit, catalogue.seen):
             raise ValueError(
-                f"{unit.label} writes nothing to the stream by itself, so its change has no "
-                "direction there; use control='units' or control='none'"
+                f"{unit.label} writes nothing to the stream by itself{_bent(unit, catalogue.seen)},"
+                " so its change has no direction there; use control='units' or control='none'"
             )
         if control == "units" and not _number_of_others(catalogue, unit):
             raise ValueError(
@@ -51,9 +52,17 @@ def check_control(control: Control, catalogue: Catalogue, units: Sequence[Unit])
             )
 
 
-def has_directions(unit: Unit) -> bool:
+def has_directions(unit: Unit, seen: View) -> bool:
     """Whether a unit's change is a change of the stream, or on a path begins as one."""
-    return bool(unit.sources) and all(stream_hook(site) for site in unit.sources)
+    added = bool(unit.sources) and all(stream_hook(site) for site in unit.sources)
+    return added and not _bent(unit, seen)
+
+
+def _bent(unit: Unit, seen: View) -> str:
+    """Why what heads attended to is not added to the stream through W_O, if so."""
+    layers = {site.reads[0] for site in unit.sources if site.hook.endswith("attn.hook_z")}
+    reasons = (seen.bent_heads(layer) for layer in sorted(layers))
+    return next((f" ({reason})" for reason in reasons if reason), "")
 
 
 @dataclass(eq=False)

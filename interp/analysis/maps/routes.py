@@ -126,11 +126,24 @@ def ours(model: Any) -> HookedSequenceModel:
     """The model, or the one inside a compiled one; a TypeError for any other library's."""
     inner = getattr(model, "_orig_mod", model)
     if not isinstance(inner, HookedSequenceModel):
+        if convolutions := _convolutions(model):
+            raise TypeError(
+                f"{type(model).__name__} has convolutions that this analysis cannot read yet "
+                f"({convolutions[0]} is the first of {len(convolutions)}); give an interp model, "
+                "such as interp.load('conv-attn')"
+            )
         raise TypeError(
             f"{type(model).__name__} has no convolution or smearing that can be read; give an "
             "interp model, such as interp.load('conv-attn')"
         )
     return inner
+
+
+def _convolutions(model: Any) -> list[str]:
+    """The names of the convolutions over positions of another library's model."""
+    wrapped = getattr(model, "original_model", model)
+    modules = wrapped.named_modules() if isinstance(wrapped, nn.Module) else ()
+    return [name for name, module in modules if isinstance(module, nn.Conv1d)]
 
 
 def place_of(model: HookedSequenceModel, head: str) -> tuple[int, int]:

@@ -9,9 +9,10 @@ With the norms' scales frozen at their cached values the sum is exact, in three 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 from jaxtyping import Float
@@ -22,6 +23,7 @@ from interp.analysis.maps.stages import NormStage
 from interp.models import HookedSequenceModel
 from interp.models.attention import Attention
 from interp.models.block import AttentionBlock, Block
+from interp.models.description import Writer
 from interp.models.norm import Norm
 from interp.models.protocol import View, undisturbed
 from interp.models.shapes import Stream, Tokens
@@ -121,43 +123,68 @@ class BridgeParts(StreamParts):
     def __init__(self, seen: View, by: By = "heads"):
         self.seen, self.model, self.by = seen, seen.model, by
 
+    def check(self) -> None:
+        """Refuse what does not add up, before any work.
+
+        Raises:
+            ValueError: the message names the layer, and what is missing.
+        """
+        self.seen.check_writers(range(-1, self.seen.n_layers))
+        self.seen.check_heads(self._split())
+        for layer in self._split():
+            if reason := self.seen.bent_heads(layer):
+                raise ValueError(
+                    f"{self.seen.name}: layer {layer}: {reason}, so its heads are no parts of the "
+                    "stream; ask by='layers'"
+                )
+
     def hear(self, tokens: Tokens) -> Heard:
         """Run the model; its logits are kept to compare the sum with."""
-        ends = ("hook_embed", "hook_pos_embed", "_out", "attn.hook_z", "ln_final.hook_scale")
+        names = {writer.hook for writer in self.seen.writers} | {"ln_final.hook_scale"}
+        names |= {f"blocks.{layer}.attn.hook_z" for layer in self._split()}
         device = next(self.model.parameters()).device
+        heard: dict[str, Tensor] = {}
+
+        def keep(name: str, activation: Any, hook: Any) -> None:
+            heard[name] = wide(activation)
+
+        # A bridge calls some hook points by another name than the one that they were asked for by.
+        ears: list[Any] = [(name, partial(keep, name)) for name in names & set(self.seen.hooks)]
         with undisturbed(self.model):
-            logits, cache = self.model.run_with_cache(
-                tokens.to(device), names_filter=lambda name: name.endswith(ends)
+            logits = self.model.run_with_hooks(
+                tokens.to(device), fwd_hooks=ears, return_type="logits"
             )
-        heard = {name: wide(x) for name, x in cache.items() if isinstance(x, Tensor)}
         return {**heard, "logits": wide(logits)}
 
     def parts(self, heard: Heard) -> Iterator[tuple[str, Stream]]:
         """The embeddings, then layer by layer what was written."""
-        for name in ("embed", "pos_embed"):
-            if f"hook_{name}" in heard:
-                yield name, heard[f"hook_{name}"]
-        for layer in range(self.seen.n_layers):
-            if self.by == "heads" and layer in self.seen.heads:
-                yield from self._heads(layer, heard)
-            elif f"blocks.{layer}.hook_attn_out" in heard:
-                yield f"L{layer}.attn", heard[f"blocks.{layer}.hook_attn_out"]
-            if f"blocks.{layer}.hook_mlp_out" in heard:
-                yield f"L{layer}.mlp", heard[f"blocks.{layer}.hook_mlp_out"]
+        split = self._split()
+        for writer in self.seen.writers:
+            if writer.kind == "attn" and writer.layer in split:
+                yield from self._heads(writer, heard)
+            else:
+                yield writer.label, writer.term(heard[writer.hook])
 
-    def _heads(self, layer: int, heard: Heard) -> Iterator[tuple[str, Stream]]:
-        attn, z = self.model.blocks[layer].attn, heard[f"blocks.{layer}.attn.hook_z"]
-        for head, W_O in enumerate(wide(attn.W_O)):
-            yield f"L{layer}H{head}", z[:, :, head] @ W_O
-        if attn.b_O is not None:
-            yield f"blocks.{layer}.attn.b_O", wide(attn.b_O).expand(heard["hook_embed"].shape)
+    def _split(self) -> Collection[int]:
+        """The layers whose attention is given head by head."""
+        return self.seen.heads if self.by == "heads" else ()
+
+    def _heads(self, writer: Writer, heard: Heard) -> Iterator[tuple[str, Stream]]:
+        layer = writer.layer
+        z, W_O = heard[f"blocks.{layer}.attn.hook_z"], wide(self.seen.output_map(layer))
+        for head in range(len(W_O)):
+            yield f"L{layer}H{head}", writer.term(z[:, :, head] @ W_O[head])
+        if (b_O := self.seen.output_bias(layer)) is not None:
+            yield f"blocks.{layer}.attn.b_O", writer.term(wide(b_O)).expand_as(heard[writer.hook])
 
 
 def stream_parts(seen: View, by: By) -> StreamParts:
     """The parts of a model of ours or of a bridge."""
     if isinstance(seen.model, HookedSequenceModel):
         return OurParts(seen.model, by)
-    return BridgeParts(seen, by)
+    parts = BridgeParts(seen, by)
+    parts.check()
+    return parts
 
 
 def norm_stage(norm: Any, name: str) -> NormStage | None:
