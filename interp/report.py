@@ -117,6 +117,7 @@ def write_report(
 
     Raises:
         FileNotFoundError: there is no such model, or no directory to write the page to.
+        ValueError: a bidirectional model, which predicts no next token.
         IsADirectoryError: the page would take the place of a directory.
     """
     path = Path(path)
@@ -128,6 +129,7 @@ def write_report(
         raise IsADirectoryError(f"{path} is a directory; give the name of a file to write in it")
     model = load(str(model)) if isinstance(model, str | Path) else model
     seen = view(model)
+    seen.check_predicts_next("loss for the page")
     n = copy_length(seen.n_ctx)
     probe = probe_for(seen, n, n_sequences, seed)
     found = Report(

@@ -33,7 +33,8 @@ def repeated_sequence_loss(
         of text is confidently wrong on random tokens, so both losses can lie above it.
 
     Raises:
-        ValueError: sizes that do not fit the context, or a weight that is NaN.
+        ValueError: sizes that do not fit the context, a weight that is NaN, or a bidirectional
+            model, which predicts no next token.
 
     Source: Olsson et al. 2022.
 
@@ -44,7 +45,7 @@ def repeated_sequence_loss(
     """
     seen = view(model)
     probe = probe_for(seen, n, n_sequences, seed)
-    loss, hit = _losses(seen, probe.tokens)
+    loss, hit = _losses(seen, probe.tokens, "repeated_sequence_loss")
     # The loss of predicting token t stands at index t - 1.
     first, second = (
         slice(probe.positions(copy)[1] - 1, probe.positions(copy)[-1]) for copy in (0, 1)
@@ -80,8 +81,8 @@ def loss_by_position(model: Any, tokens: Tokens, *, groups: Groups | None = None
         it starts at 1.
 
     Raises:
-        ValueError: tokens that the model cannot read, groups of another number, or a weight that is
-            NaN.
+        ValueError: tokens that the model cannot read, groups of another number, a weight that is
+            NaN, or a bidirectional model, which predicts no next token.
 
     >>> from interp.models import HookedAttn
     >>> model = HookedAttn(d_vocab=100, d_model=32, n_heads=2, n_ctx=128)
@@ -93,7 +94,7 @@ def loss_by_position(model: Any, tokens: Tokens, *, groups: Groups | None = None
     seen = view(model)
     seen.check_tokens(tokens)
     sampling = Sampling.of(groups, len(tokens))
-    loss, _ = _losses(seen, tokens)
+    loss, _ = _losses(seen, tokens, "loss_by_position")
     return Result.from_samples(
         "loss_by_position",
         loss.numpy(),
@@ -132,7 +133,7 @@ def in_context_learning_score(
 
     Raises:
         ValueError: positions out of order or out of the sequence, tokens that the model cannot
-            read, or a weight that is NaN.
+            read, a weight that is NaN, or a bidirectional model.
 
     >>> from interp.models import HookedAttn
     >>> model = HookedAttn(d_vocab=100, d_model=32, n_heads=2, n_ctx=128)
@@ -152,7 +153,7 @@ def in_context_learning_score(
             f"early={early} and late={late} must be positions of a sequence of {length} tokens "
             f"with 1 <= early < late <= {length - 1}"
         )
-    loss, _ = _losses(seen, tokens)
+    loss, _ = _losses(seen, tokens, "in_context_learning_score")
     return Result.from_samples(
         "in_context_learning_score",
         (loss[:, late - 1] - loss[:, early - 1])[:, None].numpy(),
@@ -177,7 +178,7 @@ def early_and_late(length: int) -> tuple[int, int]:
 
 
 def _losses(
-    seen: View, tokens: Tokens
+    seen: View, tokens: Tokens, name: str
 ) -> tuple[Float[Tensor, "batch predicted"], Bool[Tensor, "batch predicted"]]:
     """The loss in nats of every token but the first, and whether it was the likeliest prediction.
 
@@ -185,6 +186,7 @@ def _losses(
     """
     seen.check_tokens(tokens)
     seen.check_finite()
+    seen.check_predicts_next(name)
     at_once = max(1, LOGITS_AT_ONCE // (tokens.shape[1] * seen.d_vocab))
     losses, hits = [], []
     for some in tokens.split(at_once):

@@ -138,7 +138,7 @@ def circuit(
 
     Raises:
         ValueError: before any forward pass: sizes that do not fit the context, a number below its
-            bound, a model without heads, or a weight that is NaN.
+            bound, a model without heads or a bidirectional one, or a weight that is NaN.
 
     Source: Olsson et al. 2022 for the circuit, Wang et al. 2022 for path patching; lags are ours.
 
@@ -152,6 +152,7 @@ def circuit(
     for name, value in (("least", least), ("share", share)):
         if not 0 < value <= 1:
             raise ValueError(f"{name}={value} must be above 0 and at most 1")
+    seen.check_predicts_next("loss on a second copy, which the circuit is judged by")
     length = copy_length(seen.n_ctx) if n is None else n
     probe = probe_for(seen, length, n_sequences, seed)
     scores = induction_candidates(seen, probe, n_random, seed)

@@ -62,7 +62,7 @@ def match_table(
     >>> match_table(model).sel(head="L1H0", measure="match").values.shape
     (2, 2)
     """
-    model = ours(model)
+    model = ours(model, 'qk_circuit(model, "L1H3").diagonal_preference(), one head at a time')
     seen = view(model)
     if not seen.heads:
         raise ValueError(f"{seen.name} has no attention layer, so nothing is matched")

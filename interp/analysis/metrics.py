@@ -14,6 +14,7 @@ from torch import Tensor
 
 from interp.analysis.context import early_and_late
 from interp.analysis.interventions.metric import LogitMetric, Metric, Numbers, Values
+from interp.analysis.sequences import second_copy
 from interp.analysis.targets import stripe
 from interp.analysis.units import HEAD
 from interp.models.hooks import nearest
@@ -41,6 +42,10 @@ class Loss(LogitMetric):
         """loss, or loss_per_token."""
         return "loss_per_token" if self.per_token else "loss"
 
+    def check(self, seen: View, tokens: Tokens) -> None:
+        """The model has to predict next tokens."""
+        seen.check_predicts_next(self.name)
+
     def positions_measured(self, n_pos: int) -> tuple[int, ...] | None:
         """Each predicted token, if asked for."""
         return tuple(range(1, n_pos)) if self.per_token else None
@@ -63,8 +68,11 @@ class SecondCopyLoss(LogitMetric):
     unit = "nats"
 
     def check(self, seen: View, tokens: Tokens) -> None:
-        """The sequences have to repeat themselves."""
-        check_repeats(tokens, self.name)
+        """The model has to predict next tokens, and the sequences to repeat themselves."""
+        seen.check_predicts_next(self.name)
+        copy = second_copy(tokens)
+        if copy is None or copy.stop < tokens.shape[1]:
+            raise UnrepeatedError(self.name)
 
     def positions(self, n_pos: int) -> Sequence[int]:
         """From the first to the last but one of the second copy."""
@@ -90,7 +98,8 @@ class InContextLearning(LogitMetric):
     unit = "nats"
 
     def check(self, seen: View, tokens: Tokens) -> None:
-        """Both positions have to be there, in order."""
+        """The model has to predict next tokens, and both positions to be there, in order."""
+        seen.check_predicts_next(self.name)
         n_pos = tokens.shape[1]
         early, late = self._both(n_pos)
         if not 1 <= early < late < n_pos:
@@ -209,6 +218,8 @@ class Function(LogitMetric):
 class InductionScore(Metric):
     """Mean induction score of the chosen heads, on `[BOS] + r + r`; needs no logits.
 
+    For a bidirectional model, on `[CLS] + r + r + [SEP]`.
+
     Attributes:
         heads: "L1H3", or several.
     """
@@ -219,7 +230,8 @@ class InductionScore(Metric):
 
     def check(self, seen: View, tokens: Tokens) -> None:
         """The heads have to be there, and the sequences to repeat themselves."""
-        check_repeats(tokens, self.name)
+        if second_copy(tokens) is None:
+            raise UnrepeatedError(self.name)
         for head in self._labels:
             if head not in seen.head_labels:
                 hint = nearest(head, seen.head_labels)
@@ -238,11 +250,24 @@ class InductionScore(Metric):
                 chosen.setdefault(int(match[1]), []).append(int(match[2]))
         return dict(sorted(chosen.items()))
 
-    def read(self, layer: int, entries: Entries, n_pos: int) -> Float[Tensor, "batch head"]:
+    def read(self, layer: int, entries: Entries, tokens: Tokens) -> Float[Tensor, "batch head"]:
         """Each of a layer's chosen heads."""
-        n = n_pos // 2
-        target = stripe(range(n_pos - n, n_pos), offset=n - 1)
+        copy = second_copy(tokens)
+        if copy is None:
+            raise UnrepeatedError(self.name)
+        target = stripe(copy, offset=len(copy) - 1)
         return entries(target.queries, target.keys)[:, self.layers[layer]].double().mean(-1)
+
+
+class UnrepeatedError(ValueError):
+    """Sequences whose second half, but for a first token, does not repeat the first."""
+
+    def __init__(self, metric: str, which: str = "these sequences"):
+        super().__init__(
+            f"{metric} is measured on sequences [BOS] + r + r, whose second half repeats the "
+            f"first, and {which} do not; give interp.repeated_tokens(...).tokens"
+        )
+        self.metric = metric
 
 
 NAMED = {
@@ -279,13 +304,3 @@ def metric_of(given: Any) -> Metric:
         f"metric is {given!r}; give a name such as 'loss', a function of (logits, tokens), or a "
         "Metric"
     )
-
-
-def check_repeats(tokens: Tokens, name: str) -> None:
-    """Refuse sequences whose second half, but for a first token, does not repeat the first."""
-    n = tokens.shape[1] // 2
-    if n < 2 or not torch.equal(tokens[:, -2 * n : -n], tokens[:, -n:]):
-        raise ValueError(
-            f"{name} is measured on sequences [BOS] + r + r, whose second half repeats the first; "
-            "give interp.repeated_tokens(...).tokens"
-        )

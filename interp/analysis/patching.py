@@ -12,7 +12,7 @@ from interp.analysis.interventions.checks import as_tokens, check_measure
 from interp.analysis.interventions.effects import Row, effects, mean_and_error, unit_axes
 from interp.analysis.interventions.sources import OtherRun
 from interp.analysis.interventions.sweep import Sweep
-from interp.analysis.metrics import Metric, metric_of
+from interp.analysis.metrics import Metric, UnrepeatedError, metric_of
 from interp.analysis.probes import handed_in
 from interp.analysis.result import Result
 from interp.analysis.statistics.sampling import Groups, Sampling
@@ -194,8 +194,16 @@ class _Runs:
                 f"direction is {direction!r}; choose one of {', '.join(get_args(Direction))}"
             )
         judged = metric_of(metric)
-        for tokens in (clean, corrupted):
-            check_measure(seen, judged, tokens, max_batch)
+        for name, tokens in (("clean", clean), ("corrupted", corrupted)):
+            try:
+                check_measure(seen, judged, tokens, max_batch)
+            except UnrepeatedError as error:
+                raise ValueError(
+                    f"the {name} tokens do not repeat themselves, but {error.metric} is measured "
+                    "on both inputs and reads sequences [BOS] + r + r; give as clean and as "
+                    "corrupted repeated_tokens(...).tokens of different seeds, or a metric that "
+                    "is defined on both, such as 'loss' or a function of (logits, tokens)"
+                ) from error
         seen.check_finite()
         run, source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
         catalogue = Catalogue.of(seen, clean.shape[1])

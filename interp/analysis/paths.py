@@ -70,7 +70,7 @@ def path_attribution(
     >>> paths.labels["path"][:2]
     ('embed > lag 0 > L1H1', 'embed > lag 1 > L1H1')
     """
-    model = ours(model)
+    model = ours(model, "logit_attribution (what a head adds in all) or path_patch (one path)")
     seen = view(model)
     seen.check_tokens(tokens)
     sampling = Sampling.of(groups, len(tokens))

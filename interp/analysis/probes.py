@@ -21,11 +21,16 @@ def probe_for(
     copies: int = 2,
     exclude: Iterable[int] = (),
 ) -> RepeatedTokens:
-    """Repeated random tokens that fit a model: with its BOS, and without its special tokens."""
+    """Repeated random tokens that fit a model: with its BOS, and without its special tokens.
+
+    For a bidirectional model with the tokens that it was trained to find around a text:
+    `[CLS] + r + r + [SEP]`.
+    """
     return repeated_tokens(
         n,
         d_vocab=seen.d_vocab,
         bos=seen.bos,
+        sep=seen.separator,
         exclude=(*seen.special_tokens, *exclude),
         copies=copies,
         n_sequences=n_sequences,
@@ -42,6 +47,7 @@ def origin_of(seen: View, probe: RepeatedTokens) -> dict[str, Any]:
         "copies": probe.copies,
         "random_tokens": "with replacement" if probe.with_replacement else "distinct",
         "bos": seen.bos,
+        **({} if seen.separator is None else {"sep": seen.separator}),
         "seed": probe.seed,
         "versions": versions(),
     }

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int, Int64
 from torch import Tensor
 
 
@@ -13,7 +13,7 @@ class RepeatedTokens:
     """`[BOS] + r + r + ...`, r being `n` random tokens: the second copy can be told from the first.
 
     Attributes:
-        tokens: the sequences, on the CPU. Position 0 is BOS where there is one.
+        tokens: the sequences, on the CPU. Position 0 is BOS and the last SEP, where there is one.
         n: length of one copy.
         copies: how often r stands in each sequence.
         start: position of the first copy: 1 after a BOS, else 0.
@@ -45,6 +45,7 @@ def repeated_tokens(
     *,
     d_vocab: int,
     bos: int | None = None,
+    sep: int | None = None,
     exclude: Iterable[int] = (),
     copies: int = 2,
     n_sequences: int = 50,
@@ -62,6 +63,7 @@ def repeated_tokens(
         n: length of r.
         d_vocab: tokens are drawn from 0 to d_vocab - 1.
         bos: put before the first copy, and never drawn; None for a model without one.
+        sep: put after the last copy, and never drawn; for models such as BERT.
         exclude: never drawn either: special tokens, tokens too common or too rare.
         copies: how often r stands in the sequence.
         n_sequences: how many sequences to make.
@@ -69,8 +71,8 @@ def repeated_tokens(
         seed: every choice comes from it.
 
     Raises:
-        ValueError: a number below its bound, a BOS outside the vocabulary, fewer than two tokens
-            to draw from, or sequences longer than n_ctx.
+        ValueError: a number below its bound, a BOS or SEP outside the vocabulary, fewer than two
+            tokens to draw from, or sequences longer than n_ctx.
 
     Source: Olsson et al., In-context Learning and Induction Heads (2022).
 
@@ -81,16 +83,20 @@ def repeated_tokens(
     for name, value, bound in (("n", n, 2), ("copies", copies, 2), ("n_sequences", n_sequences, 1)):
         if value < bound:
             raise ValueError(f"{name}={value} is too small; it must be at least {bound}")
-    if bos is not None and not 0 <= bos < d_vocab:
-        raise ValueError(f"bos={bos} is not one of the {d_vocab} tokens 0 to {d_vocab - 1}")
-    start = 0 if bos is None else 1
-    length = start + copies * n
+    markers = {name: x for name, x in (("bos", bos), ("sep", sep)) if x is not None}
+    for name, marker in markers.items():
+        if not 0 <= marker < d_vocab:
+            raise ValueError(
+                f"{name}={marker} is not one of the {d_vocab} tokens 0 to {d_vocab - 1}"
+            )
+    length = len(markers) + copies * n
     if n_ctx is not None and length > n_ctx:
+        also = "".join(f" and {name.upper()}" for name in markers)
         raise ValueError(
-            f"{copies} copies of n={n} tokens{' and BOS' * start} make {length} positions, over "
-            f"n_ctx={n_ctx}; choose n of at most {(n_ctx - start) // copies}"
+            f"{copies} copies of n={n} tokens{also} make {length} positions, over "
+            f"n_ctx={n_ctx}; choose n of at most {(n_ctx - len(markers)) // copies}"
         )
-    never = {*exclude, *([] if bos is None else [bos])}
+    never = {*exclude, *markers.values()}
     allowed = torch.tensor(
         [token for token in range(d_vocab) if token not in never], dtype=torch.int64, device="cpu"
     )
@@ -103,9 +109,28 @@ def repeated_tokens(
     generator = torch.Generator("cpu").manual_seed(seed)
     once = [_draw(allowed, n, with_replacement, generator) for _ in range(n_sequences)]
     tokens = torch.stack(once).repeat(1, copies)
-    if bos is not None:
-        tokens = torch.cat([torch.full((n_sequences, 1), bos, device="cpu"), tokens], dim=1)
-    return RepeatedTokens(tokens, n, copies, start, seed, with_replacement)
+    around = {
+        name: torch.full((n_sequences, 1), marker, device="cpu") for name, marker in markers.items()
+    }
+    tokens = torch.cat(
+        [around.get("bos", tokens[:, :0]), tokens, around.get("sep", tokens[:, :0])], 1
+    )
+    return RepeatedTokens(tokens, n, copies, int("bos" in around), seed, with_replacement)
+
+
+def second_copy(tokens: Int[Tensor, "batch pos"]) -> range | None:
+    """The positions of the second r in `[BOS] + r + r`, or `[CLS] + r + r + [SEP]`, if that it is.
+
+    >>> second_copy(torch.tensor([[9, 1, 2, 3, 1, 2, 3, 8]]))
+    range(4, 7)
+    """
+    n_pos = tokens.shape[1]
+    ends = (n_pos, n_pos - 1) if n_pos % 2 == 0 else (n_pos,)
+    for end in ends:
+        n = end // 2
+        if n >= 2 and torch.equal(tokens[:, end - 2 * n : end - n], tokens[:, end - n : end]):
+            return range(end - n, end)
+    return None
 
 
 def copy_length(n_ctx: int, usual: int = 50) -> int:

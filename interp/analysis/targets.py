@@ -1,6 +1,6 @@
 """Attention to chosen entries, averaged: what every head score is."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +30,6 @@ class Target:
     keys: Int[Tensor, " entry"]
     divisor: int
 
-    def chance(self, seen: View, layer: int, n_pos: int) -> float:
-        """The score of uniform attention over the visible positions."""
-        uniform = seen.uniform(layer, self.queries, self.keys, n_pos)
-        return float(uniform.sum() / self.divisor)
-
 
 def stripe(queries: Iterable[int], offset: int, divisor: int | None = None) -> Target:
     """The entries `offset` positions before each query, averaged."""
@@ -60,10 +55,19 @@ def measure(
     seen.check_finite()
     n_pos = tokens.shape[1]
     at_once = max(1, TOKENS_AT_ONCE // n_pos)
-    samples = torch.cat([_samples(seen, some, targets) for some in tokens.split(at_once)])
+    uniform = {
+        layer: [seen.uniform(layer, one.queries, one.keys, n_pos) for one in targets.values()]
+        for layer in seen.heads
+    }
+    parts = [_samples(seen, some, targets, uniform) for some in tokens.split(at_once)]
+    samples = torch.cat(parts)
     chance = [
-        [target.chance(seen, layer, n_pos) for layer, n in seen.heads.items() for _ in range(n)]
-        for target in targets.values()
+        [
+            float(uniform[layer][i].sum() / one.divisor)
+            for layer, n in seen.heads.items()
+            for _ in range(n)
+        ]
+        for i, one in enumerate(targets.values())
     ]
     return Result.from_samples(
         name,
@@ -78,16 +82,38 @@ def measure(
 
 
 def _samples(
-    seen: View, tokens: Tokens, targets: Mapping[str, Target]
+    seen: View,
+    tokens: Tokens,
+    targets: Mapping[str, Target],
+    uniform: Mapping[int, Sequence[Float[Tensor, " _"]]],
 ) -> Float[Tensor, "batch score head"]:
     layers: dict[int, Float[Tensor, "batch score heads"]] = {}
+    silent = seen.is_silent
 
     def hear(layer: int, entries: Entries) -> None:
-        sums = [
-            entries(target.queries, target.keys).double().sum(-1) for target in targets.values()
-        ]
+        paid = [entries(target.queries, target.keys).double() for target in targets.values()]
+        if silent:  # others' hooks may put attention anywhere
+            _check_hidden(seen, layer, paid, uniform[layer])
+        sums = [one.sum(-1) for one in paid]
         divisors = [target.divisor for target in targets.values()]
         layers[layer] = torch.stack(sums, dim=1).cpu() / torch.tensor(divisors)[:, None]
 
     seen.listen_to_attention(tokens, hear)
     return torch.cat([layers[layer] for layer in seen.heads], dim=-1)
+
+
+def _check_hidden(
+    seen: View,
+    layer: int,
+    paid: Sequence[Float[Tensor, "batch head _"]],
+    uniform: Sequence[Float[Tensor, " _"]],
+) -> None:
+    """Chance counts the keys that a query sees: nothing may go to any other."""
+    for one, expected in zip(paid, uniform, strict=True):
+        hidden = expected == 0
+        if hidden.any() and one[..., hidden.to(one.device)].any():
+            raise ValueError(
+                f"{seen.name}: layer {layer} attends to keys that it does not see on other "
+                "tokens, so which keys it sees depends on what they are (sparse attention), and "
+                "there is no chance level; look at attention_pattern instead"
+            )

@@ -1,14 +1,17 @@
 """The view of a `transformer_lens.TransformerBridge`: any Hugging Face model, patterns in hooks."""
 
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.models.description import Writer
-from interp.models.entries import entries_of
+from interp.models.entries import Entries, entries_of
 from interp.models.outputs import Outputs, OutputsOfLogits, at_positions
 from interp.models.shapes import Logits, Scores, Stream, Tokens
 from interp.models.view import Ear, Hear, Hook, Start, View, undisturbed
@@ -21,6 +24,10 @@ MAMBAS = ("SSMMixerBridge", "SSM2MixerBridge")
 NORMS = ("NormalizationBridge", "RMSNormalizationBridge")
 
 
+class NotComputedError(ValueError):
+    """A fused kernel left no pattern to read."""
+
+
 class BridgeView(View):
     """Patterns are reduced in the hook and never stored."""
 
@@ -31,6 +38,7 @@ class BridgeView(View):
         self.model = model
         self.n_ctx, self.d_vocab = int(model.cfg.n_ctx), int(model.cfg.d_vocab)
         self.n_layers = int(model.cfg.n_layers)
+        self._visibility: dict[int, dict[int, Tensor]] = {}
 
     @property
     def heads(self) -> dict[int, int]:
@@ -117,16 +125,47 @@ class BridgeView(View):
         return f"blocks.{layer}.attn.hook_pattern"
 
     def causal(self, layer: int) -> bool:
-        """False for encoders such as BERT."""
-        return self.model.cfg.attention_dir == "causal"
+        """As the layer attends, whatever the bridge's config says; False for encoders."""
+        try:
+            return not self.visible(layer, min(3, self.n_ctx)).triu(1).any()
+        except NotComputedError:  # a fused kernel: what the layer says of itself has to do
+            attn = self.model.blocks[layer].attn.original_component
+            said = [getattr(module, "is_causal", None) for module in attn.modules()]
+            return self.model.cfg.attention_dir == "causal" and False not in said
 
-    def window(self, layer: int) -> int | None:
-        """As the Hugging Face config gives it, for the layers that slide."""
+    def visible(self, layer: int, n_pos: int) -> Bool[Tensor, "query key"]:
+        """Where the layer pays attention once its queries are zero, so that it has no preferences.
+
+        Configs name windows, chunks and local layers in too many ways to trust a reading of them.
+        """
+        if n_pos not in self._visibility:
+            self._visibility[n_pos] = self._measured_visibility(n_pos)
+        return self._visibility[n_pos][layer]
+
+    def _measured_visibility(self, n_pos: int) -> dict[int, Tensor]:
+        visible: dict[int, Tensor] = {}
+        queries, keys = torch.ones(n_pos, n_pos).nonzero(as_tuple=True)
+
+        def hear(layer: int, entries: Entries) -> None:
+            paid = entries(queries, keys) > 0
+            visible[layer] = paid.any(0).any(0).view(n_pos, n_pos).cpu()
+
+        def silence(query: Tensor, hook: Any) -> Tensor:
+            return torch.zeros_like(query)
+
+        names = {f"blocks.{layer}.attn.q.hook_out" for layer in self.heads} & set(self.hooks)
+        tokens = torch.full((1, n_pos), self._ordinary_token)
+        with _without_hooks(self.model):
+            self.listen_to_attention(tokens, hear, hooks=[(name, silence) for name in names])
+        return visible
+
+    @property
+    def _ordinary_token(self) -> int:
+        """One that no model masks out, as some do with padding."""
         config = getattr(self.model.original_model, "config", None)
-        kinds = getattr(config, "layer_types", None)
-        if kinds is not None and kinds[layer] != "sliding_attention":
-            return None
-        return getattr(config, "sliding_window", None)
+        names = ("pad_token_id", "bos_token_id", "eos_token_id")
+        special = {*self.special_tokens, *(getattr(config, name, None) for name in names)}
+        return next(token for token in range(self.d_vocab) if token not in special)
 
     def held_patterns(self, layer: int, pattern: Scores) -> list[Hook]:
         """The pattern, put in."""
@@ -197,7 +236,7 @@ class BridgeView(View):
 
     def _refuse_silence(self, layers: list[int]) -> None:
         if layers:
-            raise ValueError(
+            raise NotComputedError(
                 f"{self.name}: the attention patterns of layers {layers} were not computed; load "
                 'the Hugging Face model with attn_implementation="eager"'
             )
@@ -234,3 +273,17 @@ def _is_mlp(name: str, component: Any) -> bool:
 
 def _is_mamba(component: Any) -> bool:
     return _is_a(component, MAMBAS)
+
+
+@contextmanager
+def _without_hooks(model: Any) -> Iterator[None]:
+    """Whoever else has hooked the model neither hears what is run inside, nor changes it."""
+    points = [point for point in model.hook_dict.values() if point.fwd_hooks]
+    hooks = [(point, point._forward_hooks, point.fwd_hooks) for point in points]
+    try:
+        for point in points:
+            point._forward_hooks, point.fwd_hooks = OrderedDict(), []
+        yield
+    finally:
+        for point, forward, handles in hooks:
+            point._forward_hooks, point.fwd_hooks = forward, handles

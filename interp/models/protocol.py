@@ -31,6 +31,7 @@ def view(model: Any) -> View:
     # A compiled model answers for the one inside it: reading activations needs no compiled graph.
     if isinstance(inner := getattr(model, "_orig_mod", None), HookedSequenceModel):
         return _OurView(inner)
+    _refuse_inputs(model)
     if all(hasattr(model, name) for name in ("cfg", "blocks", "run_with_hooks", "hook_dict")):
         return BridgeView(model)
     raise TypeError(
@@ -38,6 +39,28 @@ def view(model: Any) -> View:
         "interp.load('conv-attn'), or wrap a Hugging Face model with "
         "transformer_lens.TransformerBridge.boot_transformers(...)"
     )
+
+
+def _refuse_inputs(model: Any) -> None:
+    """Refuse a Hugging Face model, in a bridge or not, that one sequence of tokens cannot run."""
+    inner = getattr(model, "original_model", model)
+    config = getattr(inner, "config", None)
+    remedy = "give a model that reads one sequence of tokens, such as GPT-2, Llama or BERT"
+    if getattr(config, "is_encoder_decoder", False):
+        raise TypeError(
+            f"{type(inner).__name__} is an encoder-decoder, and those cannot be analysed yet; "
+            f"{remedy}"
+        )
+    reads = getattr(inner, "main_input_name", "input_ids")
+    if (
+        config is not None
+        and isinstance(reads, str)
+        and reads not in ("input_ids", "inputs_embeds")
+    ):
+        raise TypeError(
+            f"{type(inner).__name__} reads {reads} (images or sound) and no tokens, so it cannot "
+            f"be analysed; {remedy}"
+        )
 
 
 class _OurView(View):

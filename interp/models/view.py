@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from interp.models.description import Writer, of_layer
@@ -61,9 +61,15 @@ class View(ABC):
     def causal(self, layer: int) -> bool:
         """Whether the layer's queries see no later key."""
 
-    def window(self, layer: int) -> int | None:
-        """How many keys back a query sees, itself included; None where it sees all of them."""
-        return None
+    def visible(self, layer: int, n_pos: int) -> Bool[Tensor, "query key"]:
+        """Which keys each query sees, in a sequence of this length."""
+        everything = torch.ones(n_pos, n_pos, dtype=torch.bool)
+        return everything.tril() if self.causal(layer) else everything
+
+    @property
+    def bidirectional(self) -> tuple[int, ...]:
+        """The layers whose queries see later keys."""
+        return tuple(layer for layer in self.heads if not self.causal(layer))
 
     @abstractmethod
     def key_heads(self, layer: int) -> int:
@@ -258,9 +264,8 @@ class View(ABC):
         self, layer: int, queries: Index, keys: Index, n_pos: int
     ) -> Float[Tensor, " entry"]:
         """The attention that a head without preferences pays: equal among the keys in sight."""
-        seen = queries + 1 if self.causal(layer) else torch.full_like(queries, n_pos)
-        window = self.window(layer) or n_pos
-        return (queries - keys < window).double() / seen.clamp(max=window)
+        visible = self.visible(layer, n_pos)
+        return visible[queries, keys].double() / visible.sum(1)[queries]
 
     @property
     def head_labels(self) -> tuple[str, ...]:
@@ -294,11 +299,39 @@ class View(ABC):
         return [self.tokenizer.decode([token]) for token in tokens]
 
     @property
-    def bos(self) -> int:
-        """What starts a sequence: the tokenizer's BOS, else its end token; without one, 0."""
-        names = ("bos_token_id", "eos_token_id")
-        candidates = (getattr(self.tokenizer, name, None) for name in names)
-        return next((token for token in candidates if token is not None), 0)
+    def bos(self) -> int | None:
+        """What starts a sequence: BOS, else CLS or the end token, or none; without a tokenizer, 0.
+
+        CLS comes first for a bidirectional model, which was trained with it.
+        """
+        if self.tokenizer is None:
+            return 0
+        names = ["bos_token", "cls_token", "eos_token"]
+        if self.separator is not None:
+            names = ["cls_token", *names]
+        tokens = (self._marker(name) for name in names)
+        return next((token for token in tokens if token is not None), None)
+
+    @property
+    def separator(self) -> int | None:
+        """What ends a sequence, where the model reads it from any position: SEP, if there is one.
+
+        Behind the last token it would be invisible to a causal model, and it is left out.
+        """
+        token = self._marker("sep_token")
+        return token if token is not None and self.bidirectional else None
+
+    def _marker(self, name: str) -> int | None:
+        """The number of a special token of the tokenizer, if it is in the vocabulary.
+
+        TransformerLens gives a tokenizer without BOS a text for it; one that is not in the
+        vocabulary is read as UNK. GPT-2's UNK, never used as such, is what separates documents.
+        """
+        number = getattr(self.tokenizer, f"{name}_id", None)
+        if number is None or number != getattr(self.tokenizer, "unk_token_id", None):
+            return number
+        text, written = getattr(self.tokenizer, name), self.tokenizer.convert_ids_to_tokens(number)
+        return number if text == written == self.tokenizer.eos_token else None
 
     def check_finite(self) -> None:
         """Refuse a model with a NaN or an infinity in it, naming the weight."""
@@ -309,6 +342,18 @@ class View(ABC):
                     f"{self.name}: weight {name!r} holds NaN or infinity, so every result would "
                     "be NaN; load or train the model again"
                 )
+
+    def check_predicts_next(self, what: str) -> None:
+        """Refuse what reads predictions of the next token where the model has read that token."""
+        if not (layers := self.bidirectional):
+            return
+        raise ValueError(
+            f"{self.name} predicts no next token: in layers {list(layers)} every query sees the "
+            f"keys after it (bidirectional attention), so there is no {what}. Ask what its heads "
+            "attend to (head_scores, attention_pattern, the metric InductionScore), or give a "
+            "metric that says which tokens are predicted and where: LogitDifference, or a function "
+            "of (logits, tokens)"
+        )
 
     def check_tokens(self, tokens: Tokens, at_least: int = 2) -> None:
         """Refuse tokens that the model cannot read, before any work."""

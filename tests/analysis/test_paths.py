@@ -212,5 +212,7 @@ def test_a_head_without_paths_is_refused_before_any_forward(name, heads, message
 
 
 def test_a_bridge_is_refused():
-    with pytest.raises(TypeError, match="no convolution or smearing that can be read"):
+    with pytest.raises(
+        TypeError, match=r"those of a TransformerBridge are not read.*logit_attribution"
+    ):
         path_attribution(bridged(hugging_face("gpt2")), probe(9))

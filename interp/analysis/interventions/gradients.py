@@ -102,7 +102,7 @@ def _from_attention(
 
     def hear(layer: int) -> Hook:
         def read(pattern: Tensor, hook: Any) -> None:
-            scores[layer] = metric.read(layer, entries_of(pattern), tokens.shape[1])
+            scores[layer] = metric.read(layer, entries_of(pattern), tokens)
 
         return f"blocks.{layer}.attn.hook_pattern", read
 

@@ -58,11 +58,11 @@ class Reading:
     def _from_attention(
         self, metric: InductionScore, copies: int, start: Start | None, hooks: Sequence[Hook]
     ) -> Tensor:
-        n_pos, scores = self.tokens.shape[1], {}
+        scores: dict[int, Tensor] = {}
         first = 0 if start is None else start.layer + (start.mixed is not None)
 
         def hear(layer: int, entries: Entries) -> None:
-            scores[layer] = metric.read(layer, entries, n_pos).cpu()
+            scores[layer] = metric.read(layer, entries, self.tokens).cpu()
 
         self.seen.listen_to_attention(
             self.tokens.repeat(copies, 1),

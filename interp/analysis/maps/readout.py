@@ -100,9 +100,12 @@ class Question:
         """Checked before any forward pass.
 
         Raises:
-            ValueError: a position outside the sequence or without a next token, or tokens that are
+            ValueError: no `correct` for a model that predicts no next token; a position outside the
+                sequence or without a next token, or tokens that are
                 not of the vocabulary or not one for all, per sequence, or per token.
         """
+        if correct is None:
+            seen.check_predicts_next("next token to take as `correct`; say which token is")
         asked = _positions(positions, tokens.shape[1], needs_next=correct is None)
         if correct is None:
             right = tokens[:, [position + 1 for position in asked]]

@@ -122,19 +122,26 @@ def route(model: Any, head: str, channel: Channel) -> Route:
     )
 
 
-def ours(model: Any) -> HookedSequenceModel:
-    """The model, or the one inside a compiled one; a TypeError for any other library's."""
+def ours(model: Any, instead: str = "") -> HookedSequenceModel:
+    """The model, or the one inside a compiled one; a TypeError for any other library's.
+
+    Args:
+        model: what was handed in.
+        instead: what answers a question of this kind for any model.
+    """
     inner = getattr(model, "_orig_mod", model)
     if not isinstance(inner, HookedSequenceModel):
+        remedy = f", or ask {instead}" if instead else ""
         if convolutions := _convolutions(model):
             raise TypeError(
                 f"{type(model).__name__} has convolutions that this analysis cannot read yet "
                 f"({convolutions[0]} is the first of {len(convolutions)}); give an interp model, "
-                "such as interp.load('conv-attn')"
+                f"such as interp.load('conv-attn'){remedy}"
             )
         raise TypeError(
-            f"{type(model).__name__} has no convolution or smearing that can be read; give an "
-            "interp model, such as interp.load('conv-attn')"
+            f"this is computed from the weights of interp models, through whatever convolutions "
+            f"they have; those of a {type(model).__name__} are not read here. Give an interp "
+            f"model, such as interp.load('conv-attn'){remedy}"
         )
     return inner
 
