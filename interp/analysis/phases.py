@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import product
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from jaxtyping import Float64
 
 from interp.analysis.development import tokens_at
 from interp.analysis.result import Label, Result, over_samples, rounded
+from interp.analysis.statistics.intervals import student_t
 from interp.analysis.statistics.sampling import Sampling
 from interp.analysis.statistics.windows import (
     Curve,
@@ -42,7 +44,9 @@ def phase_change(
     0 has no logarithm: it can begin the total change, but not the window.
 
     Intervals are the middle 95 % of bootstrap draws, in which the total change goes between the
-    same two checkpoints; that of the height is corrected for the luck of the farthest one. With an
+    same two checkpoints; that of the height is corrected for the luck of the farthest one. Draws of
+    few samples are widened to Student's interval, so that from 3 samples on they hold what they
+    say (of 400 simulated curves each, 92 to 99 %); two samples have no interval. With an
     axis "sample" (see `development`) it is the samples that are drawn, the same at every step.
     Without, each value is moved by a normal error of the size of its standard error, independently
     at each step: as the same sequences are measured at every step their errors are alike, which
@@ -126,7 +130,8 @@ def _change(part: Result, least: float | None, resamples: int, seed: int) -> _Ch
         draws = shortest_windows(curve + errors, logs, farthest)
         # Of many noisy checkpoints the farthest is so by luck, too. Draws show by how much.
         draws[:, -1] -= (largest_change(curve + errors) - draws[:, -1]).mean()
-        rows[1:] = np.transpose([_middle(column) for column in draws.T])
+        if _enough(part):
+            rows[1:] = np.transpose([_middle(column) for column in draws.T])
         null = float(np.quantile(abs(largest_change(errors)), NULL))
     reason = _why_not(mean, rows[0], null, least)
     if reason:
@@ -144,17 +149,39 @@ def _middle(draws: Float64[np.ndarray, " curve"]) -> tuple[float, float]:
 
 
 def _errors(part: Result, resamples: int, rng: np.random.Generator) -> Curves | None:
-    """How far each bootstrap draw lies from the curve; None where nothing is known of errors."""
+    """How far each bootstrap draw lies from the curve; None where nothing is known of errors.
+
+    Of few samples, draws lie too close: their variance is short by (n - 1) / n, and 95 % of a
+    normal distribution is less than Student's. By so much the draws are drawn apart, as an expanded
+    percentile interval is (Hesterberg 2015): of 3 samples 2.69 times.
+    """
     if "sample" in part.axes:
         samples = np.moveaxis(part.values, part.axes.index("sample"), 0)
         sampling = Sampling.of(part.provenance.get("sample_groups"), len(samples))
         n = sampling.n_groups
         counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples) @ sampling.shares
         shares = counts / counts.sum(axis=1, keepdims=True)
-        return shares @ (samples - samples.mean(axis=0))
+        apart = _of_student(n) * math.sqrt(n / (n - 1)) if n > 1 else 0.0
+        return apart * (shares @ (samples - samples.mean(axis=0)))
     if part.standard_error is None or np.isnan(part.standard_error).any():
         return None
-    return part.standard_error * rng.standard_normal((resamples, part.values.size))
+    known = {"n_groups", "n_sequences"} & set(part.provenance)
+    apart = _of_student(part.degrees_of_freedom + 1) if known else 1.0
+    return apart * part.standard_error * rng.standard_normal((resamples, part.values.size))
+
+
+def _of_student(n: int) -> float:
+    """How much farther the limits of Student's interval reach than those of the normal one."""
+    probability = (1 + CONFIDENCE) / 2
+    return student_t(probability, n - 1) / NormalDist().inv_cdf(probability)
+
+
+def _enough(result: Result) -> bool:
+    """Two samples have 4 draws, between which lies no 95 %."""
+    if "sample" not in result.axes:
+        return True
+    n = len(result.labels["sample"])
+    return Sampling.of(result.provenance.get("sample_groups"), n).n_groups > 2
 
 
 def _why_not(mean: Result, estimate: Curve, null: float, least: float | None) -> str:
@@ -206,7 +233,9 @@ def _check(result: Result, least: float | None, resamples: int) -> None:
 
 def _drawn(result: Result, resamples: int, seed: int) -> dict[str, Any]:
     """How the intervals were made, for the provenance."""
-    if "sample" in result.axes:
+    if not _enough(result):
+        how = "none: fewer than 3 independent samples"
+    elif "sample" in result.axes:
         how = f"bootstrap over {len(result.labels['sample'])} samples"
         if "sample_groups" in result.provenance:
             how = f"bootstrap over {result.provenance['n_groups']} groups of samples"

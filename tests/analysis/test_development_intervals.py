@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from interp.analysis import Result, development, induction_score, phase_change
+from interp.analysis.statistics.intervals import student_t
 from interp.models import HookedConvAttn
 from tests.analysis import planted
 from tests.analysis.growth import DECADES, curve, found, of_samples, reason
@@ -33,14 +34,15 @@ def test_what_a_sample_adds_to_every_step_changes_nothing():
 
 
 def test_samples_that_rise_differently_far_leave_only_the_height_unsure():
-    heights = np.array([1.0, 2.0, 3.0, 6.0])
+    heights = np.array([3.0, 3.5, 4.0, 5.5])
     result = of_samples(RISE[:, None] * heights)
     for measure in ("start", "end", "width"):
         value = found(curve(RISE))[measure]
         assert bounds(result, measure) == pytest.approx((value, value))
-    # All 4^4 draws with replacement, one by one.
+    # All 4^4 draws with replacement, one by one, drawn apart to Student's interval.
     every = np.sort(heights[np.indices((4,) * 4).reshape(4, -1)].mean(0))
-    expected = np.quantile(every, [0.025, 0.975])
+    apart = student_t(0.975, 3) / 1.95996 * math.sqrt(4 / 3)
+    expected = 4 + apart * (np.quantile(every, [0.025, 0.975]) - 4)
     np.testing.assert_allclose(bounds(result, "height", resamples=20_000), expected, atol=0.1)
 
 
@@ -56,7 +58,8 @@ def test_without_samples_errors_are_normal_and_independent_at_each_step():
 @pytest.mark.parametrize(
     ("result", "said"),
     [
-        (of_samples(RISE[:, None] + [0.0, 0.1]), "bootstrap over 2 samples"),
+        (of_samples(RISE[:, None] + [0.0, 0.1]), "none: fewer than 3 independent samples"),
+        (of_samples(RISE[:, None] + [0.0, 0.1, 0.2]), "bootstrap over 3 samples"),
         (curve(RISE, standard_error=np.full(6, 0.01)), "normal errors"),
         (curve(RISE), "none: no standard errors"),
     ],
@@ -88,20 +91,36 @@ def test_the_seed_decides():
     assert (one != other).any()
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say():
+def test_two_samples_have_no_interval():
+    change = phase_change(of_samples(RISE[:, None] * [1.0, 1.1]))
+    assert np.isnan(change.sel(interval=["low", "high"]).values).all()
+    assert np.isfinite(change.sel(interval="estimate").values).all()
+
+
+def test_few_sequences_widen_the_normal_errors_to_students():
+    errors = np.full(6, 0.02)
+    few = curve(RISE, standard_error=errors, provenance={"n_sequences": 5})
+    many = curve(RISE, standard_error=errors)
+    wide, narrow = (np.ptp(bounds(one, "height")) for one in (few, many))
+    assert wide / narrow == pytest.approx(2.776 / 1.960, rel=1e-3)
+
+
+@pytest.mark.parametrize("n", [3, 8, 40])
+def test_intervals_hold_the_truth_as_often_as_they_say(n):
     steps = np.unique(np.geomspace(1, 1e5, 20).round().astype(int)).tolist()
     truth = 1 / (1 + np.exp(-5 * (np.log10(steps) - 2.5)))
     exact = found(curve(truth, steps))
     rng = np.random.default_rng(0)
     held = dict.fromkeys(exact, 0)
-    for _ in range(100):
-        own = rng.normal(size=(1, 40)) + rng.normal(size=(len(steps), 40))
+    for _ in range(60):
+        own = rng.normal(size=(1, n)) + rng.normal(size=(len(steps), n))
         result = of_samples(truth[:, None] + 0.1 * own, steps)
         change = phase_change(result, resamples=200)
         for measure in held:
             low, high = change.sel(measure=measure, interval=["low", "high"]).values
             held[measure] += low <= exact[measure] <= high
-    assert min(held.values()) >= 85, held
+    # Of 60, 57 are expected; the width and the times are less sure than Student says: 92 %.
+    assert min(held.values()) >= 50, held
 
 
 # --------------------------------------------------------------------------------- no phase change
