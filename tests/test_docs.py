@@ -12,6 +12,8 @@ from io import StringIO
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+import pandas as pd
 import pytest
 
 import interp
@@ -155,3 +157,25 @@ def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for page in PAGES:
         assert str(page.relative_to(ROOT / "docs")) in navigation
+
+
+def test_errors_over_blocks_of_text_are_over_what_was_sampled():
+    blocks = pd.read_parquet(ROOT / "docs" / "data" / "in-context.parquet")
+    docs = blocks[(blocks.corpus == "docs") & (blocks.seed == 0)]
+    columns = ["seed", "block", "member", "loss"]
+    one = docs.loc[docs.member == "conv-attn", columns]
+    found = facts.over_blocks(one, "loss").loc[0]
+    values = one.sort_values("block").loss.to_numpy(dtype=float)
+    means = np.array([part.mean() for part in np.array_split(values, 20)])
+    assert found["error"] == pytest.approx(means.std(ddof=1) / np.sqrt(20), rel=0.02)
+    assert found["error"] > 2 * values.std(ddof=1) / np.sqrt(len(values))
+    assert found["high"] - found["mean"] == pytest.approx(2.093 * found["error"], rel=1e-3)
+    # Paired first: what two models share of a block's difficulty is in no difference of theirs.
+    paired = facts.beyond(docs[columns], "conv-attn", "attn", "loss").loc[0]
+    other = facts.over_blocks(docs.loc[docs.member == "attn", columns], "loss").loc[0]
+    assert paired["mean"] == pytest.approx(found["mean"] - other["mean"])
+    assert paired["error"] < found["error"]
+    named = docs[columns].assign(group=(docs.block // 41).map("file {}".format))
+    finer = facts.beyond(named, "conv-attn", "attn", "loss").loc[0]
+    assert finer["mean"] == pytest.approx(paired["mean"])
+    assert finer["error"] != paired["error"]

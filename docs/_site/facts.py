@@ -10,6 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, get_type_hints
 
+import numpy as np
+import pandas as pd
+
 # Sizes that no two dimensions share, so that a number in a shape has one name.
 SIZES = {
     "batch": 2,
@@ -48,6 +51,34 @@ def measured(name: str) -> dict[str, Any]:
     from interp.models.hub import bundled
 
     return json.loads((bundled()[name] / "scores.json").read_text(encoding="utf-8"))
+
+
+def over_blocks(blocks: pd.DataFrame, what: str) -> pd.DataFrame:
+    """Mean over blocks of a text, in rows by seed: `mean`, `error`, `low` and `high` (95 %).
+
+    `blocks` has a row per block and seed, numbered in the order of the text. Neighbouring blocks
+    are alike: the error is over the groups that the table's column `group` names, or over 20
+    stretches of consecutive blocks where it has none.
+    """
+    from interp.analysis import Result, stretches
+    from interp.analysis.statistics.intervals import student_t
+
+    rows = {}
+    for seed, part in blocks.sort_values("block").groupby("seed"):
+        groups = part["group"].tolist() if "group" in part else stretches(len(part))
+        values = part[[what]].to_numpy(dtype=float)
+        result = Result.from_samples(what, values, ("of",), labels={"of": (what,)}, groups=groups)
+        mean, error = float(result), np.asarray(result.standard_error).item()
+        reach = student_t(0.975, result.degrees_of_freedom) * error
+        rows[seed] = {"mean": mean, "error": error, "low": mean - reach, "high": mean + reach}
+    return pd.DataFrame(rows).T
+
+
+def beyond(blocks: pd.DataFrame, member: str, other: str, what: str) -> pd.DataFrame:
+    """`over_blocks` of what one model has beyond another of the same seed, block by block."""
+    by = ["seed", "block", *(["group"] if "group" in blocks else [])]
+    values = blocks.pivot_table(index=by, columns="member", values=what)
+    return over_blocks((values[member] - values[other]).rename(what).reset_index(), what)
 
 
 def reference_models() -> str:

@@ -6,7 +6,8 @@
     python docs/data/suite.py runs/formation removals
     python docs/data/suite.py runs/formation in-context
 
-Each writes `docs/data/{table}.parquet`, a row per number, and takes about a quarter of an hour on
+Errors on text are over the groups of its blocks, in a column `group` or counted as `n_groups`. Each
+writes `docs/data/{table}.parquet`, a row per number, and takes about a quarter of an hour on
 one core. Nothing here is private to the project: with other directories it makes the same tables of
 other suites.
 """
@@ -20,13 +21,14 @@ from typing import Annotated, Any
 import pandas as pd
 import torch
 import typer
-from datasets import Dataset
 
 import interp
 from interp.analysis import InductionScore, RepeatedTokens, Result
 from interp.analysis.context import early_and_late
+from interp.data.blocks import open_table
 from interp.models import Checkpoints
 from interp.models.protocol import view
+from interp.training.text import Text, spread
 
 HERE = Path(__file__).parent
 STEPS = (0, 45, 86, 120, 167, 232, 322, 447, 622, 1200)
@@ -46,12 +48,14 @@ def runs(directory: Path) -> Iterator[tuple[dict[str, Any], Path]]:
         yield {**what, "tokens_per_step": rows.tokens.max() // rows.step.max()}, directory / run
 
 
-def held_out(run: Path, n: int) -> torch.Tensor:
-    """Blocks that the run was not trained on, `[batch pos]`, from all over the text."""
+def held_out(run: Path, n: int) -> Text:
+    """Blocks that the run was not trained on, from all over the text, and the group of each.
+
+    Groups are those that `pack` wrote. A run that was packed before it wrote any gets 20 stretches
+    of the chosen blocks, which follow one another in the text.
+    """
     name = json.loads((run / "blocks.json").read_text())["held_out"]
-    table = Dataset.from_file(str(run.parent / "data" / name / "blocks.arrow")).with_format("torch")
-    chosen = torch.linspace(0, len(table) - 1, min(n, len(table))).round().int().unique()
-    return table[chosen.tolist()]["input_ids"]
+    return spread(open_table(run.parent / "data" / name), n)
 
 
 def repeats(model: Any) -> RepeatedTokens:
@@ -75,13 +79,13 @@ def cells(model: Any, heads: list[str]) -> dict[str, list[Any]]:
 
 def smeared_keys(run: Path) -> Iterator[pd.DataFrame]:
     """What each head reads, where it matches, and what it does without each cell, as it trains."""
-    text, checkpoints = held_out(run, BLOCKS), Checkpoints.from_run(run).at(STEPS)
+    (text, groups), checkpoints = held_out(run, BLOCKS), Checkpoints.from_run(run).at(STEPS)
     for step, model in checkpoints:
         induction = interp.induction_score(model)
         head = induction.best()
         found: list[Result] = [
             induction,
-            interp.detect_smeared_keys(model, text),
+            interp.detect_smeared_keys(model, text, groups=groups),
             interp.match_table(model, tokens=text),
             interp.ablate(
                 model,
@@ -100,16 +104,18 @@ def removals(run: Path) -> Iterator[pd.DataFrame]:
     model = interp.load(str(run))
     best, random_tokens = interp.induction_score(model).best(), repeats(model)
     judged = (
-        (random_tokens, InductionScore(best)),
-        (random_tokens, "second_copy_loss"),
-        (held_out(run, TEXT_BLOCKS), "loss"),
-        (held_out(run, CONTEXT_BLOCKS), "in_context_learning_score"),
+        (random_tokens, None, InductionScore(best)),
+        (random_tokens, None, "second_copy_loss"),
+        (*held_out(run, TEXT_BLOCKS), "loss"),
+        (*held_out(run, CONTEXT_BLOCKS), "in_context_learning_score"),
     )
-    for (tokens, metric), given in product(judged, removed(model, best)):
+    for (tokens, groups, metric), given in product(judged, removed(model, best)):
         control = "none" if isinstance(given, dict) else None
-        result = interp.ablate(model, tokens, given, metric=metric, control=control, n_random=3)
+        result = interp.ablate(
+            model, tokens, given, metric=metric, groups=groups, control=control, n_random=3
+        )
         frame = result.to_frame().rename(columns={"head": "component"})
-        origin = {key: result.provenance[key] for key in ("metric", "n_sequences")}
+        origin = {key: result.provenance.get(key) for key in ("metric", "n_sequences", "n_groups")}
         yield frame.assign(**origin, best=best)
 
 
@@ -160,15 +166,19 @@ def own_token(model: Any) -> pd.DataFrame:
 
 
 def in_context(run: Path) -> Iterator[pd.DataFrame]:
-    """Every held-out block's loss and in-context-learning score, so that models can be paired."""
-    model, blocks = interp.load(str(run)), held_out(run, 10_000)
+    """Every held-out block's group, loss and score, so that models can be paired.
+
+    An error over blocks is one over their groups.
+    """
+    model, (blocks, groups) = interp.load(str(run)), held_out(run, 10_000)
     early, late = early_and_late(blocks.shape[1])
     for first, some in enumerate(blocks.split(20)):
         with torch.no_grad():
             losses = model(some, return_type="loss", loss_per_token=True)
         score = losses[:, late - 1] - losses[:, early - 1]
         numbers = range(20 * first, 20 * first + len(some))
-        yield pd.DataFrame({"block": numbers, "loss": losses.mean(1), "score": score})
+        block = {"block": numbers, "group": groups[numbers.start : numbers.stop]}
+        yield pd.DataFrame({**block, "loss": losses.mean(1), "score": score})
 
 
 Study = Callable[[Path], Iterator[pd.DataFrame]]

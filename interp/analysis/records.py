@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from interp.analysis.probes import TAKEN_AS_INDEPENDENT
 from interp.analysis.result import Label, Result
 from interp.models.revisions import told_by_recipe
 
@@ -24,6 +25,7 @@ ORIGIN = {
     "parameters": "parameters",
     "flops_per_token": "flops_per_token",
     "n_sequences": "n_sequences",
+    "n_groups": "n_groups",
 }
 """Names in a provenance, and the columns they are read from, where a table has them."""
 CURVES = {
@@ -31,6 +33,8 @@ CURVES = {
     "validation_loss": ("eval_loss", "nats"),
     "validation_accuracy": ("eval_accuracy", "fraction"),
 }
+ON_TEXT = ("text", "in_context_learning_score", "loss_by_position")
+"""Analyses in a table that were made on blocks of text."""
 AXES = {
     "head": re.compile(r"L\d+H\d+"),
     "position": re.compile(r"(\d+)(?:-(\d+))?"),
@@ -208,6 +212,10 @@ def _origin(rows: pd.DataFrame) -> dict[str, Any]:
         )
     told["tokens_per_step"] = rates[0] if rates else None
     known = {name: _plain(value) for name, value in told.items() if pd.notna(value)}
+    if "n_groups" in known:
+        known["errors"] = "over group means"
+    elif first.get("analysis") in ON_TEXT:
+        known["sequences"] = TAKEN_AS_INDEPENDENT
     return {"model": str(first["run"]), **known}
 
 

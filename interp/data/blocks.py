@@ -3,12 +3,16 @@
 A block is BOS and then `n_ctx - 1` tokens of text. Documents follow one another with a BOS between
 them, and the stream is cut wherever a block is full. So position 0 is always BOS, as in the probes
 that the analyses use, and no block holds two BOS in a row.
+
+Blocks of one text are alike, so each carries the group of the document that most of its tokens are
+from: an error over blocks is an error over these groups.
 """
 
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -20,7 +24,10 @@ from transformers import PreTrainedTokenizerFast
 
 _FILE = "blocks.arrow"
 # Hashed with the rest: raise it when the same documents would be cut into other blocks.
-_FORMAT = "interp blocks 1"
+_FORMAT = "interp blocks 2"
+GroupOf = Callable[[str], str]
+"""From a document to the name of those that it belongs with."""
+
 _CHARACTERS_AT_ONCE = 1_000_000
 _BLOCKS_AT_ONCE = 1_024
 
@@ -30,18 +37,27 @@ def pack(
     tokenizer: PreTrainedTokenizerFast,
     n_ctx: int,
     directory: str | Path,
+    *,
+    group_of: GroupOf | None = None,
 ) -> Dataset:
     """What does a model with this tokenizer and context read, block by block?
 
-    The table lies in `directory/<hash>`, where the hash covers the documents, the tokenizer and
-    `n_ctx`. If it is there already it is used again: the documents are hashed, not tokenised. It is
-    written under a temporary name and renamed when whole, so a killed run leaves no half table
-    (only a `.packing-*` directory, which may be deleted).
+    The table lies in `directory/<hash>`, where the hash covers the documents, their groups, the
+    tokenizer and `n_ctx`. If it is there already it is used again: the documents are hashed, not
+    tokenised. It is written under a temporary name and renamed when whole, so a killed run leaves
+    no half table (only a `.packing-*` directory, which may be deleted).
 
     Tokens are stored as uint16 where the vocabulary fits, else as int32: a half or a quarter of the
     size of int64. Rows come out as torch tensors, and there `datasets` widens them to int64, which
     is what cross entropy asks for. The file is memory-mapped; what is held at once, while packing
     too, is a batch of documents of about a megabyte, or one longer document.
+
+    A model is measured on a table's text with the error that its groups warrant:
+
+    ```python
+    text = blocks[:128]
+    interp.loss_by_position(model, text["input_ids"], groups=text["group"])
+    ```
 
     Special tokens spelled out in a document are plain text here, so only the packer writes BOS.
 
@@ -51,9 +67,14 @@ def pack(
         tokenizer: Any fast tokenizer with a BOS token.
         n_ctx: Tokens in a block, BOS included; at least 2.
         directory: Where tables are kept; made if missing.
+        group_of: Which documents belong together, as a name for each. By default what the corpus
+            says: of `python-docs` the package, as the files of one package are alike; else every
+            document is a group of its own.
 
     Returns:
-        A dataset with one column, `input_ids` [n_ctx]. The last, partial block is dropped.
+        A dataset with the columns `input_ids` [n_ctx] and `group`, the group that most of the
+        block's tokens are from (the first of them, where two have as many). The last, partial block
+        is dropped.
 
     Raises:
         TypeError: `documents` is one string, or an iterator that can be read only once.
@@ -67,15 +88,34 @@ def pack(
     ['<|bos|>ab', '<|bos|>ca']
     """
     _check(documents, tokenizer, n_ctx)
-    table = Path(directory) / _content_hash(documents, tokenizer, n_ctx)
+    group_of = getattr(documents, "group_of", None) if group_of is None else group_of
+    grouped = _Grouped(documents, group_of)
+    table = Path(directory) / _content_hash(grouped, tokenizer, n_ctx)
     if not table.is_dir():
-        _write_whole(table, documents, tokenizer, n_ctx)
+        _write_whole(table, grouped, tokenizer, n_ctx)
     return open_table(table)
 
 
 def open_table(table: Path) -> Dataset:
     """The blocks in a directory that `pack` has written."""
     return Dataset.from_file(str(table / _FILE)).with_format("torch")
+
+
+class _Grouped:
+    """Documents with the names of their groups, read as often as one likes."""
+
+    def __init__(self, documents: Iterable[str], group_of: GroupOf | None):
+        self.documents, self.group_of = documents, group_of
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        for number, text in enumerate(self.documents):
+            group = f"document {number}" if self.group_of is None else self.group_of(text)
+            if not isinstance(group, str):
+                raise TypeError(
+                    f"group_of gives {group!r} for the document that begins {text[:40]!r}; a "
+                    "group's name is a string"
+                )
+            yield text, group
 
 
 def _check(documents: Iterable[str], tokenizer: PreTrainedTokenizerFast, n_ctx: int) -> None:
@@ -91,13 +131,13 @@ def _check(documents: Iterable[str], tokenizer: PreTrainedTokenizerFast, n_ctx: 
     _bos(tokenizer)
 
 
-def _content_hash(documents: Iterable[str], tokenizer: PreTrainedTokenizerFast, n_ctx: int) -> str:
+def _content_hash(documents: _Grouped, tokenizer: PreTrainedTokenizerFast, n_ctx: int) -> str:
     settings = [_FORMAT, n_ctx, _bos(tokenizer), _serialise(tokenizer)]
     digest = hashlib.sha256(json.dumps(settings).encode())
-    for text in tqdm(documents, desc="hashing", unit=" documents", disable=None):
-        content = text.encode()
-        digest.update(len(content).to_bytes(8, "little"))  # where one document ends
-        digest.update(content)
+    for parts in tqdm(documents, desc="hashing", unit=" documents", disable=None):
+        for content in map(str.encode, parts):
+            digest.update(len(content).to_bytes(8, "little"))  # where one document ends
+            digest.update(content)
     return digest.hexdigest()[:32]
 
 
@@ -118,7 +158,7 @@ def _serialise(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def _write_whole(
-    table: Path, documents: Iterable[str], tokenizer: PreTrainedTokenizerFast, n_ctx: int
+    table: Path, documents: _Grouped, tokenizer: PreTrainedTokenizerFast, n_ctx: int
 ) -> None:
     """Writes the table under a temporary name, then renames: it exists whole or not at all."""
     table.parent.mkdir(parents=True, exist_ok=True)
@@ -133,23 +173,28 @@ def _write_whole(
                 raise
 
 
-def _tokenise(documents: Iterable[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[list[int]]:
+def _tokenise(
+    documents: Iterable[tuple[str, str]], tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[list[int], str]]:
+    """The tokens of each document, and its group."""
     for batch in _batches(documents):
-        yield from tokenizer(
-            batch,
+        texts, groups = zip(*batch, strict=True)
+        tokens = tokenizer(
+            list(texts),
             add_special_tokens=False,
             split_special_tokens=True,
             return_attention_mask=False,
             verbose=False,
         )["input_ids"]
+        yield from zip(tokens, groups, strict=True)
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Documents in groups big enough for the fast tokenizer and small enough for memory."""
-    batch: list[str] = []
+def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """Documents in batches big enough for the fast tokenizer and small enough for memory."""
+    batch: list[tuple[str, str]] = []
     n_characters = 0
-    for text in documents:
-        batch.append(text)
+    for text, group in documents:
+        batch.append((text, group))
         n_characters += len(text)
         if n_characters >= _CHARACTERS_AT_ONCE:
             yield batch
@@ -166,17 +211,26 @@ def cut_into_blocks(
     Raises:
         ValueError: in the end, if there was no block.
     """
+    yield from (block for block, _ in _cut(((text, "") for text in documents), tokenizer, n_ctx))
+
+
+def _cut(
+    documents: Iterable[tuple[str, str]], tokenizer: PreTrainedTokenizerFast, n_ctx: int
+) -> Iterator[tuple[list[int], str]]:
+    """The same of documents with the names of their groups: blocks with theirs."""
     bos, width = _bos(tokenizer), n_ctx - 1
     stream: list[int] = []
+    owners: deque[tuple[str, int]] = deque()  # the stream's groups, and how many tokens each has
     n_blocks = 0
-    for tokens in _tokenise(documents, tokenizer):
+    for tokens, group in _tokenise(documents, tokenizer):
         if not tokens:
             continue
         # A document at the start of a block needs no BOS beside the block's own.
-        stream = [*stream, bos, *tokens] if stream else tokens
+        before, stream = len(stream), [*stream, bos, *tokens] if stream else tokens
+        owners.append((group, len(stream) - before))
         whole = len(stream) - len(stream) % width
         for start in range(0, whole, width):
-            yield [bos, *stream[start : start + width]]
+            yield [bos, *stream[start : start + width]], _most(owners, width)
         n_blocks += whole // width
         stream = stream[whole:]
     if n_blocks == 0:
@@ -186,15 +240,29 @@ def cut_into_blocks(
         )
 
 
-def _write(
-    file: Path, documents: Iterable[str], tokenizer: PreTrainedTokenizerFast, n_ctx: int
-) -> None:
+def _most(owners: deque[tuple[str, int]], width: int) -> str:
+    """The group with the most of the next so many tokens, which are taken off."""
+    counts: Counter[str] = Counter()
+    while width:
+        group, n = owners.popleft()
+        taken = min(n, width)
+        counts[group] += taken
+        width -= taken
+        if n > taken:
+            owners.appendleft((group, n - taken))
+    return counts.most_common(1)[0][0]
+
+
+def _write(file: Path, documents: _Grouped, tokenizer: PreTrainedTokenizerFast, n_ctx: int) -> None:
     dtype = "uint16" if len(tokenizer) <= np.iinfo(np.uint16).max + 1 else "int32"
-    schema = Features({"input_ids": List(Value(dtype), length=n_ctx)}).arrow_schema
+    columns = {"input_ids": List(Value(dtype), length=n_ctx), "group": Value("string")}
+    schema = Features(columns).arrow_schema
     told = iter(tqdm(documents, desc="packing", unit=" documents", disable=None))
-    blocks = cut_into_blocks(told, tokenizer, n_ctx)
+    blocks = _cut(told, tokenizer, n_ctx)
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        while group := list(islice(blocks, _BLOCKS_AT_ONCE)):
-            flat = pa.array(np.array(group, dtype=dtype).reshape(-1))
+        while some := list(islice(blocks, _BLOCKS_AT_ONCE)):
+            tokens, groups = zip(*some, strict=True)
+            flat = pa.array(np.array(tokens, dtype=dtype).reshape(-1))
             column = pa.FixedSizeListArray.from_arrays(flat, n_ctx)
-            writer.write_table(pa.table({"input_ids": column}, schema=schema))
+            whole = {"input_ids": column, "group": pa.array(groups)}
+            writer.write_table(pa.table(whole, schema=schema))

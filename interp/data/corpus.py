@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from interp.data.python_docs import read_python_docs
+from interp.data.python_docs import package_of, read_python_docs
 
 PYTHON_DOCS = "python-docs"
 HUGGING_FACE = "hf:"
@@ -41,6 +41,8 @@ class Corpus:
         validation_documents: The same for the validation split, where the source has its own.
         held_out: Expected share of documents that the hash holds out.
         part: What iterating gives: `"all"`, `"train"` or `"validation"`.
+        group_of: From a document to the name of those that it is like, for errors over blocks of
+            text (`pack`); None where every document stands by itself.
 
     Raises:
         ValueError: While it is read, if there turns out to be no document.
@@ -56,6 +58,7 @@ class Corpus:
     validation_documents: Reader | None = field(default=None, repr=False)
     held_out: float = 0.02
     part: Literal["all", "train", "validation"] = "all"
+    group_of: Callable[[str], str] | None = field(default=None, repr=False)
 
     def split(self, part: Literal["train", "validation"]) -> "Corpus":
         """The same corpus, read in this part only."""
@@ -212,7 +215,9 @@ def _first(documents: Reader, limit: int | None) -> Reader:
 
 def _python_docs() -> Corpus:
     documents, description = read_python_docs()
-    return Corpus(PYTHON_DOCS, description, lambda: documents)
+    # Files of one package are alike: over documents the error of a mean loss is 0.6 of what it is
+    # over packages, and blocks taken as independent give 0.13 of it.
+    return Corpus(PYTHON_DOCS, description, lambda: documents, group_of=package_of)
 
 
 def _text_files(source: str | Path | Sequence[str | Path], separator: str | None) -> Corpus:

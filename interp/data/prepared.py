@@ -53,7 +53,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Blocks of text, one column `input_ids` [n_ctx], and the tokenizer that made them.
+    """Blocks of text, as `pack` writes them, and the tokenizer that made them.
 
     Args:
         tokenizer: trained on the training documents.
@@ -111,7 +111,9 @@ def _prepare(settings: Settings, directory: Path, manifest: Path) -> None:
     parts = _parts(corpus, settings.held_out_documents)
     tokenizer = train_tokenizer(parts["train"], settings.vocab_size, settings.kind)
     tables = {
-        part: table_of(pack(documents, tokenizer, settings.n_ctx, directory)).name
+        part: table_of(
+            pack(documents, tokenizer, settings.n_ctx, directory, group_of=corpus.group_of)
+        ).name
         for part, documents in parts.items()
     }
     with tempfile.TemporaryDirectory(prefix=".preparing-", dir=directory) as scratch:

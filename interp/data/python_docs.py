@@ -112,6 +112,15 @@ def _page(module: str, docstrings: list[tuple[str, str]]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def package_of(document: str) -> str:
+    r"""The package that a document is from, or the module where it is in none.
+
+    >>> package_of("# numpy.linalg\n\nLinear algebra."), package_of("# abc\n")
+    ('numpy', 'abc')
+    """
+    return document.partition("\n")[0].removeprefix("# ").partition(".")[0]
+
+
 def _describe(documents: list[str], n_files: int, n_skipped: int) -> str:
     n_packages = len({dist.name for dist in metadata.distributions()})
     megabytes = sum(len(text.encode()) for text in documents) / 1e6

@@ -4,11 +4,9 @@ import json
 import math
 import subprocess
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from huggingface_hub import ModelCardData
-from torch import Tensor
 
 import interp.models as models
 from interp.analysis import (
@@ -22,6 +20,7 @@ from interp.analysis.sequences import copy_length
 from interp.data.prepared import Prepared
 from interp.training.flops import flops_per_token
 from interp.training.recipe import Recipe
+from interp.training.text import text_of
 
 TAGS = ["mechanistic-interpretability", "induction-heads"]
 
@@ -57,7 +56,9 @@ tokens, trained on the same text. {tokens:,} tokens were read{epochs}.
 
 The copies are those of `interp.head_scores` and `interp.repeated_sequence_loss`: {n_sequences}
 sequences of BOS and twice the same {n} distinct random tokens, seed {seed}; ± is the standard error
-over sequences. Uniform predictions would cost ln({d_vocab:,}) = {uniform:.2f} nats.
+over sequences, and of held-out text over the {n_groups} groups (documents, or packages) that its
+blocks are from: neighbouring blocks are not independent. Uniform predictions would cost
+ln({d_vocab:,}) = {uniform:.2f} nats.
 
 ## Recipe
 
@@ -73,12 +74,12 @@ def write_card(directory: Path, recipe: Recipe, prepared: Prepared) -> None:
     """Measure the saved model and write its README.md and scores.json."""
     model = models.load(str(directory))
     n = copy_length(model.config.n_ctx)
-    text = cast(Tensor, prepared.held_out[:]["input_ids"])
+    text = text_of(prepared.held_out)
     scores = head_scores(model, n=n).sel(score="induction")
     best = scores.sel(head=scores.best())
     repeated = repeated_sequence_loss(model, n=n)
-    loss = loss_by_position(model, text).values.mean()
-    icl = in_context_learning_score(model, text)
+    loss = loss_by_position(model, text.tokens).values.mean()
+    icl = in_context_learning_score(model, text.tokens, groups=text.groups)
     twin = recipe.build(model.config.d_vocab, model.tokenizer)
     untrained = head_scores(twin, n=n).sel(score="induction").values.max()
     flops = flops_per_token(model.config)
@@ -123,6 +124,7 @@ def write_card(directory: Path, recipe: Recipe, prepared: Prepared) -> None:
         table="\n".join(f"| {what} | {number} |" for what, number in rows.items()),
         n=n,
         n_sequences=best.provenance["n_sequences"],
+        n_groups=icl.provenance["n_groups"],
         seed=best.provenance["seed"],
         uniform=math.log(model.config.d_vocab),
         recipe_seed=recipe.seed,

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,12 +14,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from interp.analysis import head_scores, repeated_sequence_loss
 from interp.analysis.context import early_and_late
-from interp.analysis.result import Result
 from interp.analysis.sequences import copy_length
+from interp.analysis.statistics.sampling import Sampling
 from interp.models import HookedSequenceModel
 from interp.models.shapes import Tokens
 from interp.training.directory import publish, unfinished
 from interp.training.recipe import Recipe
+from interp.training.text import Text, spread
 
 SNAPSHOTS, TABLE = "snapshots", "development.parquet"
 TRAIN_SHARE = 4
@@ -121,18 +122,13 @@ def write_table(rows: pd.DataFrame, path: Path) -> None:
     aside.replace(path)
 
 
-def spread(blocks: Dataset, n: int) -> Tensor:
-    """Up to n blocks from all over the text `[batch pos]`; neighbours are of one document."""
-    where = np.unique(np.linspace(0, len(blocks) - 1, min(n, len(blocks))).round().astype(int))
-    return cast(Tensor, blocks[where.tolist()]["input_ids"])
-
-
-def measured(model: HookedSequenceModel, text: Mapping[str, Tokens]) -> pd.DataFrame:
+def measured(model: HookedSequenceModel, text: Mapping[str, Text]) -> pd.DataFrame:
     """What a model does at one moment of its training, a row per number.
 
-    `text` holds blocks `[batch pos]` for "validation" and "train".
+    `text` holds blocks for "validation" and "train".
     Columns: `analysis`, `measure`, `label` (a head "L1H0", a lag "L0 lag 1", positions "17-18", or
-    nothing), `value`, `standard_error` (over sequences), `chance`, `unit`, `n_sequences`.
+    nothing), `value`, `standard_error` (over random sequences, or over the groups of blocks),
+    `chance`, `unit`, `n_sequences`, `n_groups` (of text).
     """
     n = copy_length(model.config.n_ctx)
     heads, repeated = head_scores(model, n=n), repeated_sequence_loss(model, n=n)
@@ -147,8 +143,11 @@ def measured(model: HookedSequenceModel, text: Mapping[str, Tokens]) -> pd.DataF
     frames += [_on_text(model, blocks, part) for part, blocks in text.items()]
     frames += [pd.DataFrame(_parameters(model))]
     columns = ["analysis", "measure", "label", "value", "standard_error", "chance", "unit"]
-    table = pd.concat(frames, ignore_index=True).reindex(columns=[*columns, "n_sequences"])
-    return table.fillna({"label": ""}).astype({"n_sequences": "Int64", "chance": float})
+    table = pd.concat(frames, ignore_index=True).reindex(
+        columns=[*columns, "n_sequences", "n_groups"]
+    )
+    counts = {"n_sequences": "Int64", "n_groups": "Int64"}
+    return table.fillna({"label": ""}).astype({**counts, "chance": float})
 
 
 def position_bins(length: int) -> list[tuple[int, int]]:
@@ -167,34 +166,39 @@ def position_bins(length: int) -> list[tuple[int, int]]:
     return bins
 
 
-def _on_text(model: HookedSequenceModel, text: Tokens, part: str) -> pd.DataFrame:
+def _on_text(model: HookedSequenceModel, text: Text, part: str) -> pd.DataFrame:
     """Loss and accuracy; of held-out text the loss by position and the ICL score, too."""
-    losses, hits = _losses(model, text)
+    losses, hits = _losses(model, text.tokens)
+    length = text.tokens.shape[1]
     rows = [
         ("text", f"{part}_loss", "", losses.mean(1), "nats"),
         ("text", f"{part}_accuracy", "", hits.double().mean(1), "fraction"),
     ]
     if part == "validation":
-        early, late = early_and_late(text.shape[1])
+        early, late = early_and_late(length)
         name = "in_context_learning_score"
         rows.append((name, name, "", losses[:, late - 1] - losses[:, early - 1], "nats"))
-        for first, last in position_bins(text.shape[1]):
+        for first, last in position_bins(length):
             label = f"{first}" if first == last else f"{first}-{last}"
             inside = losses[:, first - 1 : last].mean(1)
             rows.append(("loss_by_position", "loss", label, inside, "nats"))
-    return pd.DataFrame([_row(*row) for row in rows])
+    sampling = Sampling.of(text.groups, len(text.tokens))
+    return pd.DataFrame([_row(sampling, *row) for row in rows])
 
 
-def _row(analysis: str, measure: str, label: str, samples: Tensor, unit: str) -> dict[str, Any]:
-    mean = Result.from_samples(analysis, samples[:, None].numpy(), ("of",), labels={"of": ("all",)})
+def _row(
+    sampling: Sampling, analysis: str, measure: str, label: str, samples: Tensor, unit: str
+) -> dict[str, Any]:
+    mean, error = sampling.mean_and_error(samples.numpy())
     return {
         "analysis": analysis,
         "measure": measure,
         "label": label,
         "value": float(mean),
-        "standard_error": np.asarray(mean.standard_error).item(),
+        "standard_error": float(error),
         "unit": unit,
         "n_sequences": len(samples),
+        "n_groups": sampling.n_groups,
     }
 
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from datasets import Dataset
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -43,6 +44,11 @@ EVALUATED_AT_ONCE = 32
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
+def _tokens(blocks: Dataset) -> Dataset:
+    """What a model reads of a table: a loader need not fetch the rest."""
+    return blocks.select_columns("input_ids")
+
+
 class SequenceTrainer(Trainer):
     """The Trainer, for one of our models, a recipe, and a run's directory (`args.output_dir`)."""
 
@@ -56,8 +62,8 @@ class SequenceTrainer(Trainer):
         super().__init__(
             model=NextTokenLoss(model),
             args=args,
-            train_dataset=prepared.train if prepared.stream is None else prepared.stream,
-            eval_dataset=prepared.held_out,
+            train_dataset=_tokens(prepared.train) if prepared.stream is None else prepared.stream,
+            eval_dataset=_tokens(prepared.held_out),
             compute_metrics=cast(Any, BlockMeans()),  # batch by batch, it is asked for a result
         )
         self.recipe = recipe

@@ -106,6 +106,55 @@ def test_a_split_of_a_corpus_is_packed(tmp_path):
     assert spelled(pack(corpus.split("validation"), LETTERS, 4, tmp_path)) == ["^xyz"]
 
 
+# --------------------------------------------------------------------------------- its groups
+
+
+@pytest.mark.parametrize(
+    ("documents", "expected"),
+    [
+        (["abcdefg"], ["document 0", "document 0"]),
+        (["ab", "cdef"], ["document 0", "document 1"]),  # ^ab^ | ^cde
+        (["a", "bcdef"], ["document 1", "document 1"]),  # ^a^b: b and the BOS before it are two
+        (["a", "b", "c", "d"], ["document 1", "document 3"]),
+        (["", "abc", "def"], ["document 1", "document 2"]),
+    ],
+)
+def test_a_block_is_of_the_document_with_the_most_of_it(documents, expected, tmp_path):
+    assert pack(documents, LETTERS, 4, tmp_path)["group"][:] == expected
+
+
+def test_documents_may_belong_together(tmp_path):
+    documents = ["xaa", "xbb", "ycccccc"]
+    blocks = pack(documents, LETTERS, 4, tmp_path, group_of=lambda text: text[0])
+    assert blocks["group"][:] == ["x", "x", "y", "y"]
+    assert blocks[:2]["group"] == ["x", "x"]
+    corpus = Corpus("a", "A.", lambda: documents, group_of=lambda text: text[0])
+    assert pack(corpus, LETTERS, 4, tmp_path)["group"][:] == ["x", "x", "y", "y"]
+    # Other groups are another table; the same ones are the same.
+    apart = pack(documents, LETTERS, 4, tmp_path)
+    assert apart["group"][:] == ["document 0", "document 1", "document 2", "document 2"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_group_is_named(tmp_path):
+    with pytest.raises(TypeError, match="group_of gives 3 for the document that begins 'abc'"):
+        pack(["abc"], LETTERS, 4, tmp_path, group_of=len)
+
+
+@given(st.lists(st.integers(0, 12), max_size=9), st.integers(2, 9))
+def test_a_group_has_most_of_its_block(lengths, n_ctx):
+    documents = [letter * n for letter, n in zip("abcdefghi", lengths, strict=False)]
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            blocks = pack(documents, LETTERS, n_ctx, directory, group_of=lambda text: text[:1])
+        except ValueError:
+            return
+        for block, group in zip(spelled(blocks), blocks["group"], strict=True):
+            counts = {letter: block.count(letter) for letter in set(block[1:]) - {"^"}}
+            # The BOS before a document counts as its own.
+            assert not counts or counts.get(group, 0) + 1 >= max(counts.values())
+
+
 # ------------------------------------------------------------------------------ as a dataset
 
 

@@ -77,6 +77,9 @@ def test_the_card_says_what_was_measured(run: Path, recipe: Recipe):
     model = interp.load(str(run))
     scores = interp.head_scores(model, n=15).sel(score="induction")
     assert numbers["best_head"] == scores.best()
+    names = json.loads((run / "blocks.json").read_text())
+    groups = open_table(run / "data" / names["held_out"])[:]["group"]
+    assert f"over the {len(set(groups))} groups" in card
     assert numbers["induction_score"] == pytest.approx(scores.values.max(), abs=1e-6)
     assert numbers["tokens_read"] == recipe.tokens == 40 * 8 * 32
     assert f"{numbers['held_out_loss']:.3f} nats" in card

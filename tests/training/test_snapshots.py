@@ -10,14 +10,15 @@ import torch
 from datasets import Dataset
 
 import interp
+from interp.analysis import stretches
 from interp.training import Recipe, train
 from interp.training.snapshots import (
     append,
     measured,
     position_bins,
     snapshot_steps,
-    spread,
 )
+from interp.training.text import Text, spread, text_of
 
 STEPS = (0, 1, 3, 6, 16, 40)
 
@@ -76,8 +77,18 @@ def test_positions_are_each_in_one_bin():
 
 def test_blocks_come_from_all_over_the_text():
     blocks = Dataset.from_dict({"input_ids": [[n] for n in range(101)]}).with_format("torch")
-    assert spread(blocks, 5).flatten().tolist() == [0, 25, 50, 75, 100]
-    assert len(spread(blocks, 1000)) == 101
+    assert spread(blocks, 5).tokens.flatten().tolist() == [0, 25, 50, 75, 100]
+    assert len(spread(blocks, 1000).tokens) == 101
+
+
+def test_blocks_bring_their_groups():
+    names = ["numpy"] * 60 + ["torch"] * 41
+    columns = {"input_ids": [[n] for n in range(101)], "group": names}
+    blocks = Dataset.from_dict(columns).with_format("torch")
+    assert spread(blocks, 5).groups == ["numpy"] * 3 + ["torch"] * 2
+    assert text_of(blocks).groups == names
+    before = blocks.select_columns("input_ids")  # as packed before blocks had groups
+    assert spread(before, 40).groups == stretches(40)
 
 
 def test_every_snapshot_is_a_model(kept: Path):
@@ -114,8 +125,8 @@ def test_the_table_agrees_with_the_analyses_of_the_kept_models(kept: Path, table
         model = interp.load(str(kept / "snapshots" / f"step{step}"))
         rows = table[table["step"] == step].set_index(["measure", "label"])
         blocks = interp.pack(text.split("validation"), model.tokenizer, 32, kept / "again")
-        tokens = spread(blocks, 40)
-        icl = interp.in_context_learning_score(model, tokens)
+        tokens, groups = spread(blocks, 40)
+        icl = interp.in_context_learning_score(model, tokens, groups=groups)
         loss = interp.loss_by_position(model, tokens)
         heads = interp.head_scores(model, n=15)
         copies = interp.repeated_sequence_loss(model, n=15)
@@ -136,13 +147,16 @@ def test_the_table_agrees_with_the_analyses_of_the_kept_models(kept: Path, table
         )
         assert rows.loc[("validation_loss", ""), "n_sequences"] == 40
         assert rows.loc[("train_loss", ""), "n_sequences"] == 10
+        assert one["n_groups"] == icl.provenance["n_groups"] == len(set(groups)) > 1
+        assert pd.isna(rows.loc[("drop", ""), "n_groups"])
 
 
 def test_accuracy_is_the_share_of_likeliest_tokens():
     model = interp.HookedSmearedAttn(d_vocab=60, d_model=16, n_heads=2, n_ctx=32)
     generator = torch.Generator().manual_seed(0)
     text, other = torch.randint(60, (2, 20, 32), generator=generator)
-    rows = measured(model, {"validation": text, "train": other}).set_index(["measure", "label"])
+    parts = {"validation": Text(text, range(20)), "train": Text(other, range(20))}
+    rows = measured(model, parts).set_index(["measure", "label"])
     logits = model(text)
     hits = (logits[:, :-1].argmax(-1) == text[:, 1:]).float().mean(1)
     row = rows.loc[("validation_accuracy", "")]
@@ -156,7 +170,7 @@ def test_measuring_changes_nothing():
     model.train()
     text = torch.randint(60, (4, 32), generator=torch.Generator().manual_seed(0))
     state = torch.get_rng_state()
-    parts = {"validation": text, "train": text}
+    parts = dict.fromkeys(("validation", "train"), Text(text, stretches(4)))
     first, second = measured(model, parts), measured(model, parts)
     pd.testing.assert_frame_equal(first, second)
     assert torch.equal(state, torch.get_rng_state())
