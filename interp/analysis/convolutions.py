@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.maps.routes import conv_stage, ours
+from interp.analysis.maps.routes import linear_layer, ours
 from interp.analysis.result import Result, versions
 from interp.models import HookedSequenceModel
+from interp.models.linear import stay, wide
 from interp.models.protocol import view
 
 MEASURES = ("norm", "largest", "directions", "alignment", "identity")
@@ -157,19 +158,20 @@ def conv_singular_values(model: Any, layer: int | None = None) -> Result:
 
 def folded_weights(model: HookedSequenceModel, layer: int) -> Float[Tensor, "lag d_model d_model"]:
     """C diag(γ) W_conv of every lag; with post-norm or none, the weights as they are."""
-    stage = conv_stage(model, layer)
-    if stage.norm is None or stage.post_norm:
-        return stage.weight
-    identity = torch.eye(stage.weight.shape[1]).to(stage.weight)
-    return stage.norm(identity, 1.0) @ stage.weight
+    linear = linear_layer(model, layer)
+    identity = torch.eye(model.config.d_model).to(wide(model.W_E))
+    if linear.norm is not None and not linear.post_norm:
+        identity = linear.norm(identity, 1.0)
+    return torch.stack(list(linear.terms(identity, {}, stay)))
 
 
 def _per_channel(model: HookedSequenceModel, layer: int) -> Float[Tensor, "lag d_model"]:
-    stage = conv_stage(model, layer)
-    scalars = stage.weight.diagonal(dim1=1, dim2=2)
-    if stage.norm is None or stage.post_norm or stage.norm.gain is None:
+    linear = linear_layer(model, layer)
+    identity = torch.eye(model.config.d_model).to(wide(model.W_E))
+    scalars = torch.stack(list(linear.terms(identity, {}, stay))).diagonal(dim1=1, dim2=2)
+    if linear.norm is None or linear.post_norm or linear.norm.gain is None:
         return scalars
-    return scalars * stage.norm.gain
+    return scalars * linear.norm.gain
 
 
 def _chosen(model: HookedSequenceModel, layer: int | None) -> int:

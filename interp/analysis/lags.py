@@ -14,7 +14,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
-from interp.analysis.maps.routes import Channel, Route, ours, place_of, rotation, wide
+from interp.analysis.maps.routes import Channel, Route, ours, place_of, rotation
 from interp.analysis.maps.scales import TOKENS_AT_ONCE, hear, mean_scales, names_for
 from interp.analysis.maps.splits import Split, check_reads_back, routes
 from interp.analysis.probes import handed_in
@@ -22,6 +22,7 @@ from interp.analysis.reads import Reads, reads
 from interp.analysis.result import Result
 from interp.analysis.statistics.sampling import Groups, Sampling
 from interp.models import HookedSequenceModel
+from interp.models.linear import wide
 from interp.models.protocol import view
 from interp.models.shapes import Tokens
 

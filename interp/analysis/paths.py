@@ -8,13 +8,14 @@ from torch import Tensor
 
 from interp.analysis.attribution import Attributions, over_sequences, scaled_direction
 from interp.analysis.maps.readout import Choice, Question
-from interp.analysis.maps.routes import Route, ours, place_of, route, wide
+from interp.analysis.maps.routes import Route, ours, place_of, route
 from interp.analysis.maps.scales import names_for, scales_of
 from interp.analysis.maps.stream import Heard, OurParts
 from interp.analysis.probes import handed_in
 from interp.analysis.result import Result
 from interp.analysis.statistics.sampling import Groups, Sampling
 from interp.models import HookedSequenceModel
+from interp.models.linear import wide
 from interp.models.protocol import view
 from interp.models.shapes import Stream, Tokens
 

@@ -8,11 +8,12 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from interp.analysis.maps.folds import OurFolded
-from interp.analysis.maps.routes import Route, ours, route, wide
+from interp.analysis.maps.routes import Route, ours, route
 from interp.analysis.maps.scales import MeanScales, Moments, embedding_moments, mean_scales
 from interp.analysis.result import Result, versions
 from interp.models import HookedSequenceModel
-from interp.models.attention import Attention
+from interp.models.layers import MultiHeadAttention
+from interp.models.linear import wide
 from interp.models.protocol import view
 from interp.models.shapes import Stream, Tokens
 
@@ -73,7 +74,7 @@ def positional_circuit(
     if not 2 <= n <= seen.n_ctx:
         raise ValueError(f"n_positions is {n}, but must be 2 to n_ctx={seen.n_ctx}")
     query, key = route(model, head, "q"), route(model, head, "k")
-    if query.norms and query.layer > 0 and tokens is None:
+    if query.factors and query.layer > 0 and tokens is None:
         raise ValueError(
             f"{head} reads {query.source}, which is not the embedding: how its norm scales it "
             "cannot be told from the weights. Give tokens"
@@ -130,7 +131,7 @@ class _Channel:
             torch.arange(n, device=stream.device).clamp(max=early - 1),
         )
 
-    def turned(self, attn: Attention) -> "_Channel":
+    def turned(self, attn: MultiHeadAttention) -> "_Channel":
         """With rotary positions in it, if there are any."""
         if attn.rotary is None:
             return self
@@ -154,7 +155,7 @@ def _average_stream(
 
 
 def _scores(
-    queries: _Channel, keys: _Channel, attn: Attention
+    queries: _Channel, keys: _Channel, attn: MultiHeadAttention
 ) -> tuple[Float64[Tensor, "query key"], Float64[Tensor, "query key"]]:
     """The average token's score and the variance that tokens add; NaN where no query looks.
 

@@ -1,7 +1,8 @@
 """Models: a residual stream, a list of blocks, and a hook point on everything worth hearing."""
 
 from interp.models.cache import ActivationCache
-from interp.models.config import MLP, Attention, Conv, ModelConfig
+from interp.models.config import ModelConfig
+from interp.models.layers import MLP, Attention, Conv
 from interp.models.presets import (
     HookedAttn,
     HookedAttnAttn,

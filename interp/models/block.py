@@ -1,14 +1,15 @@
 """One block: a mixer and an optional MLP, each reading from the stream and writing to it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 
-from interp.models.attention import Attention
-from interp.models.conv import CausalConv
+from interp.models.description import Sublayer, Writer
 from interp.models.hooks import HookPoint
-from interp.models.mlp import MLP
+from interp.models.layers import FeedForward, Mixer
+from interp.models.linear import FrozenNorm, wide
 from interp.models.shapes import KeyMask, Stream
 
 
@@ -18,46 +19,55 @@ class Wiring:
 
     read: Callable[[nn.Module, Tensor], Tensor]
     write: Callable[[nn.Module, Tensor, Tensor], Tensor]
+    residual: bool = True
+    post_norm: bool = False
 
 
 PRE_NORM = Wiring(read=lambda norm, x: norm(x), write=lambda norm, x, out: x + out)
-POST_NORM = Wiring(read=lambda norm, x: x, write=lambda norm, x, out: norm(x + out))
-NO_RESIDUAL = Wiring(read=lambda norm, x: norm(x), write=lambda norm, x, out: out)
+POST_NORM = Wiring(read=lambda norm, x: x, write=lambda norm, x, out: norm(x + out), post_norm=True)
+NO_RESIDUAL = Wiring(read=lambda norm, x: norm(x), write=lambda norm, x, out: out, residual=False)
 
 
 class Block(nn.Module):
-    """What attention and conv blocks share: the stream before and after, and the optional MLP."""
+    """The stream before and after, a mixer under its own name, and the optional MLP."""
 
-    def __init__(self, ln1: nn.Module, wiring: Wiring, dropout: float):
+    def __init__(self, mixer: Mixer, ln1: nn.Module, wiring: Wiring, dropout: float):
         super().__init__()
-        self.wiring = wiring
+        self.wiring, self.mixer_name = wiring, mixer.name
         self.ln1 = ln1
         self.dropout = nn.Dropout(dropout)
-        self.mlp: MLP | None = None
+        self.mlp: FeedForward | None = None
         self.hook_resid_pre = HookPoint()
         self.hook_resid_post = HookPoint()
+        self.add_module(mixer.name, mixer)
+        self.add_module(f"hook_{mixer.name}_out", HookPoint())
 
-    def add_mlp(self, mlp: MLP, ln2: nn.Module) -> None:
+    def add_mlp(self, mlp: FeedForward, ln2: nn.Module) -> None:
         """Give the block its second half; without one there is no `hook_resid_mid`."""
         self.mlp, self.ln2 = mlp, ln2
         self.hook_resid_mid = HookPoint()
         self.hook_mlp_out = HookPoint()
 
     @property
-    def mixer_bias(self) -> Tensor | None:
-        """What the mixer writes at every position, whatever it reads."""
-        raise NotImplementedError
+    def mixer(self) -> Mixer:
+        """`attn`, `conv`, or whatever it is called."""
+        return cast(Mixer, getattr(self, self.mixer_name))
 
-    def mix(self, x: Stream, positions: Stream | None, key_mask: KeyMask | None) -> Stream:
-        """What the mixer makes of the normalised stream, heard at its own hook point."""
-        raise NotImplementedError
+    @property
+    def hook_mixer_out(self) -> HookPoint:
+        """What the mixer writes: `hook_attn_out`, `hook_conv_out`, ..."""
+        return cast(HookPoint, getattr(self, f"hook_{self.mixer_name}_out"))
 
     def forward(
         self, x: Stream, positions: Stream | None = None, key_mask: KeyMask | None = None
     ) -> Stream:
         """The stream after this block."""
         x = self.hook_resid_pre(x)
-        mixed = self.mix(self.wiring.read(self.ln1, x), positions, key_mask)
+        mixed = self.mixer(self.wiring.read(self.ln1, x), positions, key_mask)
+        return self.after_mixer(x, self.hook_mixer_out(self.dropout(mixed)))
+
+    def after_mixer(self, x: Stream, mixed: Stream) -> Stream:
+        """The stream after this block, which was entered by x and whose mixer wrote `mixed`."""
         x = self.wiring.write(self.ln1, x, mixed)
         if self.mlp is not None:
             x = self.hook_resid_mid(x)
@@ -65,39 +75,44 @@ class Block(nn.Module):
             x = self.wiring.write(self.ln2, x, out)
         return self.hook_resid_post(x)
 
+    def fold_norms(self) -> None:
+        """Take the norms' gains and offsets into the maps behind them, in place."""
+        sublayers: list[tuple[nn.Module, Mixer | FeedForward]] = [(self.ln1, self.mixer)]
+        if self.mlp is not None:
+            sublayers.append((self.ln2, self.mlp))
+        for norm, sublayer in sublayers:
+            sublayer.fold(*take_affine(norm))
 
-class AttentionBlock(Block):
-    """A block whose mixer is attention."""
+    def sublayers(self, layer: int) -> Iterator[Sublayer]:
+        """What this block, as number `layer`, says of itself."""
+        mixer, prefix = self.mixer, f"blocks.{layer}."
+        post_norm, norm = self.wiring.post_norm, FrozenNorm.of(self.ln1, f"{prefix}ln1")
+        biases = {f"{prefix}{mixer.name}.{mixer.bias_name}": mixer.bias}
+        yield Sublayer(
+            _writer(layer, mixer.name),
+            terms=tuple(mixer.terms(layer)),
+            constants={name: wide(bias) for name, bias in biases.items() if bias is not None},
+            readers=tuple(mixer.readers(layer)),
+            norm=norm,
+            post_norm=post_norm,
+            linear=mixer.linear(layer, norm, self.wiring.residual, post_norm),
+        )
+        if self.mlp is not None:
+            norm = FrozenNorm.of(self.ln2, f"{prefix}ln2")
+            yield Sublayer(_writer(layer, "mlp"), norm=norm, post_norm=post_norm)
 
-    def __init__(self, attn: Attention, ln1: nn.Module, wiring: Wiring, dropout: float):
-        super().__init__(ln1, wiring, dropout)
-        self.attn = attn
-        self.hook_attn_out = HookPoint()
 
-    @property
-    def mixer_bias(self) -> Tensor | None:
-        """b_O."""
-        return self.attn.b_O
-
-    def mix(self, x: Stream, positions: Stream | None, key_mask: KeyMask | None) -> Stream:
-        """What the heads make of it, heard at `hook_attn_out`."""
-        seen = positions if self.attn.sees_positions else None
-        return self.hook_attn_out(self.dropout(self.attn(x, seen, key_mask)))
+def _writer(layer: int, name: str) -> Writer:
+    prefix = f"blocks.{layer}."
+    label, hook = f"L{layer}.{name}", f"{prefix}hook_{name}_out"
+    return Writer(label, hook, layer, name, prefix + name, is_mlp=name == "mlp")
 
 
-class ConvBlock(Block):
-    """A block whose mixer is a causal convolution; it takes no positions."""
-
-    def __init__(self, conv: CausalConv, ln1: nn.Module, wiring: Wiring, dropout: float):
-        super().__init__(ln1, wiring, dropout)
-        self.conv = conv
-        self.hook_conv_out = HookPoint()
-
-    @property
-    def mixer_bias(self) -> Tensor | None:
-        """b_conv."""
-        return self.conv.b_conv
-
-    def mix(self, x: Stream, positions: Stream | None, key_mask: KeyMask | None) -> Stream:
-        """What the convolution makes of it, heard at `hook_conv_out`."""
-        return self.hook_conv_out(self.dropout(self.conv(x, key_mask)))
+def take_affine(norm: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """A norm's gain and offset; in their place 1 and 0."""
+    gain, offset = (getattr(norm, name, None) for name in ("w", "b"))
+    taken = tuple(None if x is None else x.detach().clone() for x in (gain, offset))
+    for x, neutral in ((gain, 1.0), (offset, 0.0)):
+        if x is not None:
+            x.data.fill_(neutral)
+    return taken[0], taken[1]

@@ -3,14 +3,12 @@
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from interp.models.attention import Attention, Rotary
-from interp.models.block import NO_RESIDUAL, POST_NORM, PRE_NORM, AttentionBlock, Block, ConvBlock
-from interp.models.config import Conv, ModelConfig
-from interp.models.conv import CausalConv
+from interp.models.block import NO_RESIDUAL, POST_NORM, PRE_NORM, Block
+from interp.models.config import ModelConfig
 from interp.models.embedding import LearnedPositions, SinusoidalPositions, crisp_sinusoids
-from interp.models.mlp import MLP
+from interp.models.layers import FeedForward, Mixer
 from interp.models.norm import Norm
 
 
@@ -37,22 +35,10 @@ def build_blocks(config: ModelConfig) -> Iterator[Block]:
     else:
         wiring = PRE_NORM if config.residual else NO_RESIDUAL
     for spec in config.layers:
-        if isinstance(spec, Conv):
-            conv = CausalConv(config.d_model, spec)
-            block: Block = ConvBlock(conv, build_norm(config), wiring, config.dropout)
-        else:
-            rotary = None
-            if config.positions == "rotary" and spec.positions:
-                rotary = Rotary(config.n_ctx, spec.d_head, config.rotary_base)
-            attn = Attention(config.d_model, spec, rotary, config.dropout)
-            # Shortformer positions are added after the norm, unscaled. A gain there would only
-            # repeat what W_Q, W_K and W_V can do, and could not be folded into them without
-            # changing the positions.
-            adds_positions = config.positions == "shortformer" and spec.positions
-            affine = not adds_positions or config.norm_place == "post"
-            block = AttentionBlock(attn, build_norm(config, affine), wiring, config.dropout)
+        norm = build_norm(config, spec.affine_norm(config))
+        block = Block(spec.build(config), norm, wiring, config.dropout)
         if spec.mlp is not None:
-            block.add_mlp(MLP(config.d_model, spec.mlp), build_norm(config))
+            block.add_mlp(FeedForward(config.d_model, spec.mlp), build_norm(config))
         yield block
 
 
@@ -65,20 +51,18 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        last = name.rsplit(".", 1)[-1]
+        owner, _, last = name.rpartition(".")
         if last.startswith("W_"):
-            deviation = 0.8 / _fan_in(last, parameter.shape, config.d_model) ** 0.5
-            parameter.copy_(torch.empty(parameter.shape).normal_(0, deviation, generator=generator))
+            fan_in = _fan_in(model.get_submodule(owner), last, parameter, config.d_model)
+            drawn = torch.empty(parameter.shape).normal_(0, 0.8 / fan_in**0.5, generator=generator)
+            parameter.copy_(drawn)
     if config.positions == "shortformer":
         table = model.get_parameter("pos_embed.W_pos")
         table.copy_(crisp_sinusoids(config.n_ctx, config.d_model))
 
 
-def _fan_in(name: str, shape: torch.Size, d_model: int) -> int:
-    if name in ("W_E", "W_pos"):
-        return d_model
-    if name == "W_O":
-        return shape[0] * shape[1]
-    if name == "W_conv":
-        return shape[0] * (shape[1] if len(shape) == 3 else 1)
-    return shape[-2]
+def _fan_in(owner: nn.Module, name: str, weight: Tensor, d_model: int) -> int:
+    """How many numbers one output of a weight adds up; an embedding's rows are as long as W_U's."""
+    if isinstance(owner, Mixer | FeedForward):
+        return owner.fan_in(name, weight)
+    return d_model

@@ -10,7 +10,8 @@ from transformer_lens import ActivationCache as _ActivationCache
 from transformer_lens.utilities.slice import Slice
 
 from interp.models.block import Block
-from interp.models.mlp import MLP
+from interp.models.description import Writer
+from interp.models.layers import FeedForward
 
 if TYPE_CHECKING:
     from interp.models.sequence import HookedSequenceModel
@@ -53,8 +54,11 @@ class ActivationCache(_ActivationCache):
 
         `mode` is "all", "attn", "mlp" or, ours, "conv".
         """
-        if mode not in ("all", "attn", "conv", "mlp"):
-            raise ValueError(f"mode is {mode!r}; choose one of all, attn, conv, mlp")
+        layers = range(len(self.model.blocks))
+        kinds = {part.sum.kind for index in layers for part in self.model.sublayers(index)}
+        modes = ("all", *sorted(kinds | {"attn", "conv", "mlp"}))
+        if mode not in modes:
+            raise ValueError(f"mode is {mode!r}; choose one of {', '.join(modes)}")
         layer = self._layer(layer, mlp_input)
         groups = chain(
             self._embeddings() if incl_embeds else (), self._sublayers(layer, mlp_input, mode)
@@ -96,7 +100,7 @@ class ActivationCache(_ActivationCache):
         The labels are of the form L1H3.
         """
         layer = self._layer(layer)
-        groups = list(self._head_results(layer))
+        groups = list(self._terms(layer, are_heads=True))
         if incl_remainder:
             written = [results.sum(0) for _, results in groups]
             groups.append((["remainder"], (self._stream_before(layer) - sum(written))[None]))
@@ -122,8 +126,8 @@ class ActivationCache(_ActivationCache):
         layer = self._layer(layer, mlp_input)
         bias = self.model.accumulated_bias(layer, mlp_input, include_mlp_biases=expand_neurons)
         groups = chain(
-            self._head_results(layer + mlp_input),
-            self._conv_lags(layer + mlp_input),
+            self._terms(layer + mlp_input, are_heads=True),
+            self._terms(layer + mlp_input, are_heads=False),
             self._neurons(layer) if expand_neurons else self._sublayers(layer, False, "mlp"),
             self._embeddings(),
             [(["bias"], bias.expand_as(self["hook_embed"])[None])],
@@ -181,7 +185,7 @@ class ActivationCache(_ActivationCache):
             raise ValueError(f"mlp_input: layer {layer} has no MLP; leave mlp_input False")
         return layer
 
-    def _mlp(self, layer: int) -> MLP | None:
+    def _mlp(self, layer: int) -> FeedForward | None:
         return cast(Block, self.model.blocks[layer]).mlp
 
     def _finish(
@@ -226,22 +230,27 @@ class ActivationCache(_ActivationCache):
 
     def _sublayers(self, layer: int, mlp_input: bool, mode: str) -> Iterator[Group]:
         for index in range(layer + mlp_input):
-            mixer = "attn" if index in self.model.attention_layers else "conv"
-            if mode in ("all", mixer):
-                yield [f"{index}_{mixer}_out"], self[f"blocks.{index}.hook_{mixer}_out"][None]
-            if mode in ("all", "mlp") and index < layer and self._mlp(index) is not None:
-                yield [f"{index}_mlp_out"], self[f"blocks.{index}.hook_mlp_out"][None]
+            mixer, *rest = self.model.sublayers(index)
+            for sublayer in (mixer, *(rest if index < layer else ())):
+                if mode in ("all", sublayer.sum.kind):
+                    label = f"{index}_{sublayer.sum.kind}_out"
+                    yield [label], self._written(sublayer.sum)[None]
 
-    def _head_results(self, layer: int) -> Iterator[Group]:
-        self.compute_head_results()
-        for index in (i for i in self.model.attention_layers if i < layer):
-            results = self[f"blocks.{index}.attn.hook_result"].movedim(-2, 0)
-            yield [f"L{index}H{head}" for head in range(len(results))], results
+    def _terms(self, layer: int, are_heads: bool) -> Iterator[Group]:
+        """What each head, or each lag, wrote below a layer."""
+        for index in range(layer):
+            for sublayer in self.model.sublayers(index):
+                name = f"{index}_{sublayer.sum.kind}"
+                for number, writer in enumerate(sublayer.terms):
+                    if are_heads == (writer.kind == "head"):
+                        label = writer.label if are_heads else f"{name}_{writer.kind}{number}"
+                        yield [label], self._written(writer)[None]
 
-    def _conv_lags(self, layer: int) -> Iterator[Group]:
-        for index in (i for i in self.model.conv_layers if i < layer):
-            terms = self[f"blocks.{index}.conv.hook_lags"].movedim(-3, 0)
-            yield [f"{index}_conv_lag{lag}" for lag in range(len(terms))], terms
+    def _written(self, writer: Writer) -> Tensor:
+        activation = self[writer.place.hook]
+        if self.has_batch_dim:
+            return writer.written(activation)
+        return writer.written(activation[None])[0]
 
     def _neurons(self, layer: int) -> Iterator[Group]:
         for index in range(layer):

@@ -1,8 +1,8 @@
 """What a model is, in data: sizes, a list of layers, and where positions and norms go.
 
-A model is a residual stream and a list of blocks. A block is one mixer, `Conv` or `Attention`, and
-an optional `MLP`. Everything that varies between models is written here, checked here, and decided
-when the model is built; no forward pass asks the config anything.
+A model is a residual stream and a list of blocks. A block is one mixer, such as `Conv` or
+`Attention`, and an optional `MLP`. Everything that varies between models is written here, checked
+here, and decided when the model is built; no forward pass asks the config anything.
 """
 
 import json
@@ -17,88 +17,11 @@ from interp.models.checks import (
     require_numbers,
     require_positive,
 )
+from interp.models.layers import KINDS, MLP, LayerSpec
 
 PositionKind = Literal["learned", "shortformer", "rotary", "sinusoidal", "none"]
 NormKind = Literal["layer", "rms", "none"]
 NormPlace = Literal["pre", "post"]
-Activation = Literal["relu", "gelu", "gelu_new", "silu"]
-
-
-@dataclass(frozen=True)
-class MLP:
-    """Two linear maps with a nonlinearity between them, after a block's mixer.
-
-    Args:
-        d_mlp: neurons.
-        activation: relu, gelu, gelu_new (GPT-2's approximation) or silu.
-    """
-
-    d_mlp: int
-    activation: Activation = "gelu"
-
-    def __post_init__(self) -> None:
-        require_positive("MLP", d_mlp=self.d_mlp)
-        require_choice("MLP", "activation", self.activation, Activation)
-
-
-@dataclass(frozen=True)
-class Conv:
-    """A causal convolution over positions: one weight per lag.
-
-    Args:
-        lags: how many tokens it reads: 2 are the current token (lag 0) and the one before (lag 1).
-        depthwise: a scalar per channel and lag, instead of a d_model x d_model matrix per lag.
-        bias: whether there is a b_conv.
-        lag_bias: one more bias for every lag whose token exists. `fold_norms` puts the offset of
-            the norm before it here; a model to train has no use for it.
-        mlp: the block's second half.
-    """
-
-    lags: int = 2
-    depthwise: bool = False
-    bias: bool = True
-    lag_bias: bool = False
-    mlp: MLP | None = None
-
-    def __post_init__(self) -> None:
-        require_positive("Conv", lags=self.lags)
-        require_flags("Conv", depthwise=self.depthwise, bias=self.bias, lag_bias=self.lag_bias)
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Multi-head attention, optionally with smeared keys.
-
-    Args:
-        n_heads: heads.
-        d_head: width of a head's queries, keys and values; n_heads x d_head need not be d_model.
-        smear: give each head a trained scalar that mixes every key with the key before it (Olsson
-            et al. 2022, argument 2).
-        causal: False lets a query see later keys.
-        output: False leaves out W_O; the heads' values are concatenated into the stream.
-        bias: whether there are b_Q, b_K, b_V and, with an output map, b_O.
-        positions: False hides rotary or shortformer positions from this layer, which then matches
-            on content alone (a NoPE layer, Kazemnejad et al. 2023).
-        mlp: the block's second half.
-    """
-
-    n_heads: int
-    d_head: int
-    smear: bool = False
-    causal: bool = True
-    output: bool = True
-    bias: bool = True
-    positions: bool = True
-    mlp: MLP | None = None
-
-    def __post_init__(self) -> None:
-        require_positive("Attention", n_heads=self.n_heads, d_head=self.d_head)
-        flags = {"smear": self.smear, "causal": self.causal, "output": self.output}
-        require_flags("Attention", bias=self.bias, positions=self.positions, **flags)
-
-
-Layer = Conv | Attention
-_LAYER_TAGS: dict[str, type[Conv] | type[Attention]] = {"conv": Conv, "attention": Attention}
 
 
 @dataclass(frozen=True)
@@ -133,7 +56,7 @@ class ModelConfig:
     d_vocab: int
     d_model: int
     n_ctx: int
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerSpec, ...]
     positions: PositionKind = "learned"
     norm: NormKind = "layer"
     norm_place: NormPlace = "pre"
@@ -160,36 +83,10 @@ class ModelConfig:
         require(self.rotary_base > 1, f"rotary_base is {self.rotary_base}, but it must be above 1")
         require(len(self.layers) > 0, "layers is empty: give at least one Conv or Attention")
         for index, layer in enumerate(self.layers):
-            self._check_layer(index, layer)
+            if not isinstance(layer, LayerSpec):
+                raise TypeError(f"layer {index} is {layer!r}; it must be a Conv or an Attention")
+            layer.check(index, self)
         self._check_combinations()
-
-    def _check_layer(self, index: int, layer: Layer) -> None:
-        if not isinstance(layer, Conv | Attention):
-            raise TypeError(f"layer {index} is {layer!r}; it must be a Conv or an Attention")
-        if isinstance(layer, Conv):
-            require(
-                layer.lags <= self.n_ctx,
-                f"layer {index}: lags={layer.lags} reads further back than n_ctx={self.n_ctx}; "
-                f"use at most {self.n_ctx} lags or a longer context",
-            )
-            return
-        width = layer.n_heads * layer.d_head
-        require(
-            layer.output or width == self.d_model,
-            f"layer {index}: without an output map the heads' values are the stream, so n_heads x "
-            f"d_head = {width} must equal d_model={self.d_model}; change one of them or set "
-            "output=True",
-        )
-        require(
-            layer.positions or self.positions in ("rotary", "shortformer"),
-            f"layer {index}: positions=False hides positions that act on queries and keys, but this"
-            f" model's are {self.positions!r}; use rotary or shortformer positions, or drop it",
-        )
-        require(
-            self.positions != "rotary" or layer.d_head % 2 == 0,
-            f"layer {index}: rotary positions turn pairs of channels, but d_head={layer.d_head} is "
-            "odd; use an even d_head or other positions",
-        )
 
     def _check_combinations(self) -> None:
         require(
@@ -203,17 +100,17 @@ class ModelConfig:
             f"sinusoidal positions need sine and cosine pairs, but d_model={self.d_model} is odd; "
             "use an even d_model",
         )
-        has_attention = any(isinstance(layer, Attention) for layer in self.layers)
         require(
-            has_attention or self.positions not in ("rotary", "shortformer"),
+            self.positions not in ("rotary", "shortformer")
+            or any(layer.reads_positions for layer in self.layers),
             f"positions={self.positions!r} act on queries and keys, but no layer is an Attention; "
             "use learned, sinusoidal or none",
         )
 
     @property
-    def attention_layers(self) -> dict[int, Attention]:
+    def attention_layers(self) -> dict[int, Any]:
         """The layers that have heads, by layer number (every layer counts, conv layers too)."""
-        return {i: spec for i, spec in enumerate(self.layers) if isinstance(spec, Attention)}
+        return {i: spec for i, spec in enumerate(self.layers) if spec.has_heads}
 
     def replace(self, **changes: Any) -> Self:
         """The same config with some fields changed, checked again."""
@@ -221,7 +118,7 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, each layer tagged with its kind."""
-        layers = [{"kind": _tag(layer), **asdict(layer)} for layer in self.layers]
+        layers = [{"kind": layer.kind, **asdict(cast(Any, layer))} for layer in self.layers]
         return {**asdict(self), "layers": layers}
 
     @classmethod
@@ -247,20 +144,16 @@ class ModelConfig:
         return cls.from_dict(data)
 
 
-def _tag(layer: Layer) -> str:
-    return next(tag for tag, kind in _LAYER_TAGS.items() if isinstance(layer, kind))
-
-
-def _layer_from_dict(index: int, data: Any) -> Layer:
+def _layer_from_dict(index: int, data: Any) -> LayerSpec:
     owner = f"config: layer {index}"
     if not isinstance(data, Mapping):
         raise ValueError(f"{owner} is {data!r}, but it must be an object with a kind")
     kind, rest = data.get("kind"), {key: value for key, value in data.items() if key != "kind"}
-    if not isinstance(kind, str) or kind not in _LAYER_TAGS:
-        raise ValueError(f"{owner}: kind is {kind!r}; choose one of {', '.join(_LAYER_TAGS)}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"{owner}: kind is {kind!r}; choose one of {', '.join(sorted(KINDS))}")
     if rest.get("mlp") is not None:
         rest["mlp"] = _build(MLP, f"{owner}: mlp", rest["mlp"])
-    return _build(_LAYER_TAGS[kind], owner, rest)
+    return _build(KINDS[kind], owner, rest)
 
 
 _Spec = TypeVar("_Spec")

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from interp.models.config import Attention, Conv, ModelConfig
+from interp.models.config import ModelConfig
 from interp.models.hooks import nearest
+from interp.models.layers import Attention, Conv
 
 Shape = tuple[int, ...]
 

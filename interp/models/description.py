@@ -3,14 +3,23 @@
 In the words of Elhage et al. (2021) every sublayer reads the residual stream and writes to it, so
 the stream is the sum of what was written. A view lists the writers of its model. What a layer
 writes, what lies between two ends of a path, and what a logit is a sum of follow from that list.
+
+A `Sublayer` says the rest: the terms that a writer's sum is made of (heads, lags) and how each becomes
+a vector of the stream, what reads the stream for it (queries, keys, values), its norm, and the linear
+map that it is once frozen factors are given, if it is one.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
+
+from interp.models.linear import FrozenNorm, LinearLayer
+
+Position = int | slice
+ALL = slice(None)
 
 Order = tuple[int, int]
 """Where in a model something happens: the layer (-1 below the first), and the step within it."""
@@ -83,3 +92,86 @@ def of_layer(writers: Iterable[Writer], layer: int) -> tuple[Writer, ...]:
 def between(writers: Iterable[Writer], first: Order, last: Order) -> Iterator[Writer]:
     """All that reads after `first` was written and has written before `last` reads."""
     return (writer for writer in writers if first < writer.reads and writer.writes < last)
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Part of the activation at a hook point.
+
+    Attributes:
+        hook: the hook point's name.
+        index: which entries, along each axis after the batch.
+        position_axis: which of these axes runs over positions.
+    """
+
+    hook: str
+    index: tuple[Position, ...] = (ALL,)
+    position_axis: int = 0
+
+    def at(self, position: Position) -> "Place":
+        """The same at one or several positions."""
+        index = list(self.index)
+        index[self.position_axis] = position
+        return Place(self.hook, tuple(index), self.position_axis)
+
+    def of(self, activation: Shaped[Tensor, "batch *rest"]) -> Shaped[Tensor, "batch *part"]:
+        """This part of it, as a view."""
+        return activation[(ALL, *self.index)]
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One of the terms that a writer's sum is made of.
+
+    Attributes:
+        label: "L1H3", "L0.lag1".
+        kind: "head" or "lag".
+        place: where it is read.
+        to_stream: the map from there to the stream; None where it is a vector of the stream.
+    """
+
+    label: str
+    kind: str
+    place: Place
+    to_stream: Float[Tensor, "d_in d_model"] | None = None
+
+    def written(self, activation: Tensor) -> Float[Tensor, "batch pos d_model"]:
+        """What it adds, from the activation at its hook point."""
+        term = self.place.of(activation)
+        return term if self.to_stream is None else term @ self.to_stream.to(term)
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """What takes something from the stream that can be told apart.
+
+    Attributes:
+        label: "L1H3.k".
+        place: where its value is read.
+    """
+
+    label: str
+    place: Place
+
+
+@dataclass(frozen=True, eq=False)
+class Sublayer:
+    """A mixer or an MLP: what it reads, and what it writes.
+
+    Attributes:
+        writer: the whole of what it adds, and when it reads and writes.
+        terms: what the sum is made of; empty where it is opaque.
+        constants: what it adds whatever it reads, by the name of the parameter.
+        readers: its queries, keys and values, where it has such.
+        norm: the norm before it, or behind the stream that it wrote to (`post_norm`).
+        post_norm: whether the norm stands on the stream itself.
+        linear: it as a linear map given frozen factors; None where it is none.
+    """
+
+    writer: Writer
+    terms: tuple[Term, ...] = ()
+    constants: Mapping[str, Float[Tensor, " d_model"]] = field(default_factory=dict)
+    readers: tuple[Reader, ...] = ()
+    norm: FrozenNorm | None = None
+    post_norm: bool = False
+    linear: LinearLayer | None = None

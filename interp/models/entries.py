@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from interp.models.attention import Attention
+from interp.models.layers import MultiHeadAttention
 from interp.models.shapes import Heads, Scores
 
 Index = Int[Tensor, " entry"]
@@ -24,7 +24,7 @@ def entries_of(pattern: Scores) -> Entries:
 
 
 def entries_from_parts(
-    attn: Attention, q: Heads, k: Heads, lse: Float[Tensor, "batch query head"]
+    attn: MultiHeadAttention, q: Heads, k: Heads, lse: Float[Tensor, "batch query head"]
 ) -> Entries:
     """Entries as exp(score - log-sum-exp): one dot product each, and no pattern."""
     wide = torch.promote_types(q.dtype, torch.float32)

@@ -9,17 +9,10 @@ from typing import Any, Self, TypedDict, Unpack, cast
 from torch import Tensor
 
 from interp.models import course
-from interp.models.config import (
-    MLP,
-    Attention,
-    Conv,
-    ModelConfig,
-    NormKind,
-    NormPlace,
-    PositionKind,
-)
+from interp.models.config import ModelConfig, NormKind, NormPlace, PositionKind
 from interp.models.hooks import nearest
 from interp.models.hub import HubMixin
+from interp.models.layers import MLP, Attention, Conv, LayerSpec
 from interp.models.sequence import HookedSequenceModel
 
 
@@ -54,23 +47,21 @@ def _head_width(d_model: int, n_heads: int, d_head: int | None) -> int:
     return d_model // n_heads
 
 
-def _without_positions(
-    layers: tuple[Conv | Attention, ...], nope: Sequence[int]
-) -> tuple[Conv | Attention, ...]:
-    attentions = [i for i, layer in enumerate(layers) if isinstance(layer, Attention)]
+def _without_positions(layers: tuple[LayerSpec, ...], nope: Sequence[int]) -> tuple[LayerSpec, ...]:
+    attentions = [i for i, layer in enumerate(layers) if layer.reads_positions]
     for index in nope:
         if index not in attentions:
             raise ValueError(
                 f"nope_layers names layer {index!r}, but the attention layers are {attentions}"
             )
     return tuple(
-        replace(layer, positions=False) if i in nope and isinstance(layer, Attention) else layer
+        replace(cast(Any, layer), positions=False) if i in nope else layer
         for i, layer in enumerate(layers)
     )
 
 
 class _Preset(HookedSequenceModel):
-    def _build(self, layers: tuple[Conv | Attention, ...], options: Options, **sizes: Any) -> None:
+    def _build(self, layers: tuple[LayerSpec, ...], options: Options, **sizes: Any) -> None:
         for name in options.keys() - Options.__annotations__.keys():
             known = [*Options.__annotations__, *inspect.signature(type(self).__init__).parameters]
             raise TypeError(f"{type(self).__name__} takes no {name!r}{nearest(name, known)}")

@@ -15,7 +15,7 @@ def run_from(model: HookedSequenceModel, start: Start, stop: int) -> Stream:
     """The stream before layer `stop`, from a start on; hook points speak as they always do."""
     stream, layer = start.stream, start.layer
     if start.mixed is not None:
-        stream = after_mixer(cast(Block, model.blocks[layer]), stream, start.mixed)
+        stream = cast(Block, model.blocks[layer]).after_mixer(stream, start.mixed)
         layer += 1
     positions = None
     if model.pos_embed is not None and not model.positions_enter_stream:
@@ -23,13 +23,3 @@ def run_from(model: HookedSequenceModel, start: Start, stop: int) -> Stream:
     for block in model.blocks[layer:stop]:
         stream = block(stream, positions, None)
     return stream
-
-
-def after_mixer(block: Block, before: Stream, mixed: Stream) -> Stream:
-    """The stream after a block that was entered by `before`, and whose mixer wrote `mixed`."""
-    x = block.wiring.write(block.ln1, before, mixed)
-    if block.mlp is not None:
-        x = block.hook_resid_mid(x)
-        out = block.hook_mlp_out(block.mlp(block.wiring.read(block.ln2, x)))
-        x = block.wiring.write(block.ln2, x, out)
-    return block.hook_resid_post(x)

@@ -8,9 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens import FactoredMatrix
 
-from interp.models.attention import Attention
-from interp.models.block import AttentionBlock, Block, ConvBlock
-from interp.models.conv import CausalConv
+from interp.models.block import Block
+from interp.models.description import Sublayer
 from interp.models.embedding import (
     Embed,
     LearnedPositions,
@@ -18,6 +17,7 @@ from interp.models.embedding import (
     TiedUnembed,
     Unembed,
 )
+from interp.models.layers import CausalConv, MultiHeadAttention
 
 HeadMaps = Float[Tensor, "layer head d_model d_head"]
 OutputMaps = Float[Tensor, "layer head d_head d_model"]
@@ -37,20 +37,24 @@ class WeightsMixin(nn.Module):
     @property
     def attention_layers(self) -> tuple[int, ...]:
         """The numbers of the layers that have heads."""
-        return tuple(i for i, block in enumerate(self.blocks) if isinstance(block, AttentionBlock))
+        return tuple(i for i, block in enumerate(self.blocks) if hasattr(block, "attn"))
 
     @property
     def conv_layers(self) -> tuple[int, ...]:
         """The numbers of the layers that have lags."""
-        return tuple(i for i, block in enumerate(self.blocks) if isinstance(block, ConvBlock))
+        return tuple(i for i, block in enumerate(self.blocks) if hasattr(block, "conv"))
 
-    def attn(self, layer: int) -> Attention:
+    def sublayers(self, layer: int) -> tuple[Sublayer, ...]:
+        """What a layer says it reads and writes: its mixer and, if there is one, its MLP."""
+        return tuple(cast(Block, self.blocks[layer]).sublayers(layer))
+
+    def attn(self, layer: int) -> MultiHeadAttention:
         """The attention of one layer; an error names the layers that have one."""
         if layer not in self.attention_layers:
             raise ValueError(
                 f"layer {layer} has no heads; the attention layers are {self.attention_layers}"
             )
-        return cast(AttentionBlock, self.blocks[layer]).attn
+        return cast(MultiHeadAttention, self.blocks[layer].attn)
 
     def conv(self, layer: int) -> CausalConv:
         """The convolution of one layer; an error names the layers that have one."""
@@ -58,9 +62,9 @@ class WeightsMixin(nn.Module):
             raise ValueError(
                 f"layer {layer} has no convolution; the conv layers are {self.conv_layers}"
             )
-        return cast(ConvBlock, self.blocks[layer]).conv
+        return cast(CausalConv, self.blocks[layer].conv)
 
-    def _stack_heads(self, name: str, weight: Callable[[Attention], Tensor]) -> Tensor:
+    def _stack_heads(self, name: str, weight: Callable[[MultiHeadAttention], Tensor]) -> Tensor:
         stack = [weight(self.attn(layer)) for layer in self.attention_layers]
         if not stack:
             raise ValueError(f"{name}: this model has no attention layer")
@@ -159,8 +163,8 @@ class WeightsMixin(nn.Module):
         total = self.W_E.new_zeros(self.W_E.shape[1])
         for index in range(layer + mlp_input):
             block = cast(Block, self.blocks[index])
-            if block.mixer_bias is not None:
-                total = total + block.mixer_bias
+            if (bias := block.mixer.bias) is not None:
+                total = total + bias
             if include_mlp_biases and index < layer and block.mlp is not None:
                 total = total + block.mlp.b_out
         return total
@@ -190,9 +194,9 @@ class WeightsMixin(nn.Module):
         return bias if offset is None else bias + (self.W_U.T[tokens] * offset).sum(-1)
 
 
-def _head_bias(attn: Attention, bias: Tensor | None) -> Tensor:
+def _head_bias(attn: MultiHeadAttention, bias: Tensor | None) -> Tensor:
     return attn.W_Q.new_zeros(attn.W_Q.shape[::2]) if bias is None else bias
 
 
-def _output_bias(attn: Attention) -> Tensor:
+def _output_bias(attn: MultiHeadAttention) -> Tensor:
     return attn.W_O.new_zeros(attn.W_O.shape[-1]) if attn.b_O is None else attn.b_O

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from interp.models.config import Attention, Conv, ModelConfig
+from interp.models.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -32,24 +32,14 @@ class Flops:
 def flops_per_token(config: ModelConfig) -> Flops:
     """How many operations does this model spend on a token?
 
+    >>> from interp.models import Attention
     >>> head = Attention(n_heads=4, d_head=16, bias=False)
     >>> flops_per_token(ModelConfig(d_vocab=100, d_model=64, n_ctx=31, layers=(head,)))
     Flops(layers=32768, attention=4096.0, unembedding=12800)
     """
-    attention = sum(_attention(spec, config.n_ctx) for spec in config.attention_layers.values())
-    layers = sum(2 * _multiply_adds(spec, config.d_model) for spec in config.layers)
-    return Flops(layers, attention, 2 * config.d_model * config.d_vocab)
-
-
-def _multiply_adds(spec: Conv | Attention, d_model: int) -> int:
-    mlp = 0 if spec.mlp is None else 2 * d_model * spec.mlp.d_mlp
-    if isinstance(spec, Conv):
-        return mlp + spec.lags * d_model * (1 if spec.depthwise else d_model)
-    width = spec.n_heads * spec.d_head
-    smear = 2 * width if spec.smear else 0
-    return mlp + smear + d_model * width * (4 if spec.output else 3)
-
-
-def _attention(spec: Attention, n_ctx: int) -> float:
-    visible = (n_ctx + 1) / 2 if spec.causal else n_ctx
-    return 2 * 2 * spec.n_heads * spec.d_head * visible
+    layers = 0
+    for spec in config.layers:
+        layers += spec.multiply_adds(config.d_model)
+        layers += 0 if spec.mlp is None else spec.mlp.multiply_adds(config.d_model)
+    attention = sum(spec.attention_multiply_adds(config.n_ctx) for spec in config.layers)
+    return Flops(2 * layers, 2 * attention, 2 * config.d_model * config.d_vocab)

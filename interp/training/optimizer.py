@@ -4,26 +4,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from einops import parse_shape, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from interp.models.hooks import nearest
+from interp.models.layers import FeedForward, Mixer
 
 if TYPE_CHECKING:
     from interp.training.recipe import Recipe
 
-# How to turn each weight so that its output dimensions come first, and how many of them (after the
-# lags of a convolution, which are matrices of their own) there are.
-_TURNS = {
-    "W_Q": (0, 2, 1),
-    "W_K": (0, 2, 1),
-    "W_V": (0, 2, 1),
-    "W_O": (2, 0, 1),
-    "W_conv": (0, 2, 1),
-    "W_in": (1, 0),
-    "W_out": (1, 0),
-}
 _ADAMW = ("lr", "betas", "eps", "weight_decay")
 _MUON = ("lr", "weight_decay")
 
@@ -48,12 +39,17 @@ def optimizer_for(model: nn.Module, recipe: "Recipe") -> torch.optim.Optimizer:
     >>> from interp.training.recipe import Recipe
     >>> recipe = Recipe(optimizer="muon", model={"d_model": 16, "n_heads": 2})
     >>> optimizer = optimizer_for(recipe.build(300), recipe)
-    >>> [(group.get("layout"), group["lr"]) for group in optimizer.param_groups]
-    [(None, 0.005), (None, 0.005), ('W_conv', 0.02), ('W_Q', 0.02), ('W_O', 0.02)]
+    >>> for group in optimizer.param_groups:
+    ...     print(group["lr"], group.get("layout"))
+    0.005 None
+    0.005 None
+    0.02 lag i o -> lag o i
+    0.02 head i o -> 1 (head o) i
+    0.02 head i o -> 1 o (head i)
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = recipe.optimizer == "muon"
-    groups = _groups(parameters, recipe, matrices)
+    groups = _groups(parameters, recipe, layouts_of(model) if matrices else {})
     optimizer = MuonAdamW(groups) if matrices else torch.optim.AdamW(groups)
     parts = [part_of(model, name) for name in recipe.held_at_zero]
     if parts:
@@ -62,12 +58,11 @@ def optimizer_for(model: nn.Module, recipe: "Recipe") -> torch.optim.Optimizer:
 
 
 def _groups(
-    parameters: Mapping[str, nn.Parameter], recipe: "Recipe", matrices: bool
+    parameters: Mapping[str, nn.Parameter], recipe: "Recipe", layouts: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     by_layout: dict[str | None, dict[str, nn.Parameter]] = {None: {}}
     for name, parameter in parameters.items():
-        layout = layout_of(name, parameter) if matrices else None
-        by_layout.setdefault(layout, {})[name] = parameter
+        by_layout.setdefault(layouts.get(name), {})[name] = parameter
     rest = by_layout.pop(None)
     adamw = {"lr": recipe.learning_rate, "betas": (0.9, recipe.adam_beta2), "eps": 1e-8}
     weights = [p for name, p in rest.items() if _last(name).startswith("W_")]
@@ -82,43 +77,54 @@ def _groups(
     return [group for group in groups if group["params"]]
 
 
-def layout_of(name: str, parameter: Tensor) -> str | None:
-    """Which way of seeing this parameter as matrices is Muon's; None where it is AdamW's.
+def layouts_of(model: nn.Module) -> dict[str, str]:
+    """Which parameters are matrices, and how each is turned into `[matrix out in]` (einops).
 
-    >>> layout_of("blocks.0.attn.W_K", torch.empty(2, 16, 8))
-    'W_Q'
+    Every kind of layer says it of its own; what is not named here is AdamW's: embeddings, biases, a
+    depthwise convolution, which has a scalar per channel.
+
+    Raises:
+        ValueError: a matrix is split between devices.
+
+    >>> from interp.models import HookedConvAttn
+    >>> layouts = layouts_of(HookedConvAttn(d_vocab=50, d_model=16, n_heads=2, n_ctx=8))
+    >>> layouts["blocks.1.attn.W_K"]
+    'head i o -> 1 (head o) i'
     """
-    last = _last(name)
-    # A depthwise convolution has a scalar per channel: there is no matrix to orthogonalise.
-    if last not in _TURNS or (last == "W_conv" and parameter.ndim == 2):
-        return None
-    if isinstance(parameter, DTensor) or parameter.ndim != len(_TURNS[last]):  # FSDP 2 or FSDP 1
+    layouts = {}
+    for place, module in model.named_modules():
+        if isinstance(module, Mixer | FeedForward):
+            for name, layout in module.matrices.items():
+                if isinstance(weight := getattr(module, name), nn.Parameter):
+                    _refuse_split(f"{place}.{name}", weight, layout)
+                    layouts[f"{place}.{name}"] = layout
+    return layouts
+
+
+def _refuse_split(name: str, weight: Tensor, layout: str) -> None:
+    axes = layout.partition(" -> ")[0].split()
+    if isinstance(weight, DTensor) or weight.ndim != len(axes):  # FSDP 2 or FSDP 1
         raise ValueError(
             f"{name} is split between devices, and Muon needs whole matrices; train copies of the "
             "model (DDP) instead of shards (FSDP), or use optimizer='adamw'"
         )
-    return "W_Q" if last in ("W_K", "W_V") else last
-
-
-def turned(layout: str, weight: Tensor) -> Tensor:
-    """A view of a weight with its outputs before its inputs, as `nn.Linear` has them."""
-    return weight.permute(_TURNS[layout])
 
 
 def as_matrices(layout: str, weight: Tensor) -> Matrices:
     """A weight as the matrices that it is: one for all heads, one per lag of a convolution.
 
-    >>> as_matrices("W_Q", torch.empty(3, 16, 8)).shape  # [head d_model d_head]
+    >>> as_matrices("head i o -> 1 (head o) i", torch.empty(3, 16, 8)).shape
     torch.Size([1, 24, 16])
-    >>> as_matrices("W_O", torch.empty(3, 8, 16)).shape  # [head d_head d_model]
-    torch.Size([1, 16, 24])
-    >>> as_matrices("W_conv", torch.empty(2, 16, 16)).shape  # [lag d_in d_out]
+    >>> as_matrices("lag i o -> lag o i", torch.empty(2, 16, 16)).shape
     torch.Size([2, 16, 16])
     """
-    view = turned(layout, weight)
-    if layout == "W_conv":
-        return view
-    return (view.flatten(0, 1) if layout == "W_Q" else view.flatten(1))[None]
+    return rearrange(weight, layout)
+
+
+def from_matrices(layout: str, matrices: Matrices, like: Tensor) -> Tensor:
+    """The inverse: matrices as the weight that they are."""
+    before, after = layout.split(" -> ")
+    return rearrange(matrices, f"{after} -> {before}", **parse_shape(like, before))
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -169,8 +175,7 @@ class MuonAdamW(torch.optim.Optimizer):
             muon.state[matrix]["momentum_buffer"] = momentum
         muon.step()
         for p, stack in zip(moved, stacks, strict=True):
-            view = turned(layout, p)
-            view.copy_(stack.view(view.shape))
+            p.copy_(from_matrices(layout, stack, like=p))
 
 
 def part_of(model: nn.Module, name: str) -> tuple[nn.Parameter, int | None]:

@@ -21,7 +21,7 @@ from interp.models import (
     HookedSequenceModel,
     HookedSmearedAttn,
 )
-from interp.models.attention import Attention
+from interp.models.layers import MultiHeadAttention as Attention
 
 BOS = 0
 """What probes put first for a model without a tokenizer."""

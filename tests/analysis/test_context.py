@@ -16,8 +16,7 @@ from interp.analysis import (
     repeated_sequence_loss,
     repeated_tokens,
 )
-from interp.models import HookedAttnAttn, HookedConvAttn, HookedSequenceModel
-from interp.models.config import Conv, ModelConfig
+from interp.models import Conv, HookedAttnAttn, HookedConvAttn, HookedSequenceModel, ModelConfig
 from tests.analysis import measured
 
 EXACT = {"rtol": 0, "atol": 1e-10}

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from interp.analysis import head_scores, induction_score, previous_token_score
 from interp.analysis import targets as targets_module
-from interp.models import HookedAttnAttn, HookedSequenceModel, kernels
-from interp.models.config import Conv, ModelConfig
+from interp.models import Conv, HookedAttnAttn, HookedSequenceModel, ModelConfig, kernels
 from tests.analysis import measured
 
 EXACT = {"rtol": 0, "atol": 1e-10}

@@ -167,7 +167,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "unknown key": (changed(d_modle=3), "unknown key 'd_modle'; known keys are d_vocab, d_model"),
     "layers is a number": (changed(layers=2), "layers is 2, but it must be a list of layers"),
     "a layer is a string": (changed(layers=["conv"]), "layer 0 is 'conv', but .* with a kind"),
-    "no kind": (changed(layers=[{"lags": 2}]), "layer 0: kind is None; choose one of conv, att"),
+    "no kind": (
+        changed(layers=[{"lags": 2}]),
+        "layer 0: kind is None; choose one of attention, conv",
+    ),
     "unhashable kind": (changed(layers=[{"kind": []}]), r"layer 0: kind is \[\]; choose one"),
     "another kind": (changed(layers=[{"kind": "mamba"}]), "layer 0: kind is 'mamba'; choose one"),
     "a key of another kind": (

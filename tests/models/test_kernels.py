@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from interp.models import kernels
-from interp.models.attention import Attention as AttentionLayer
-from interp.models.config import Attention as AttentionSpec
 from interp.models.kernels import Visibility
+from interp.models.layers import Attention as AttentionSpec
+from interp.models.layers import MultiHeadAttention as AttentionLayer
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}
 

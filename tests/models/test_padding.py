@@ -6,9 +6,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from interp.models import Attention, Conv
-from interp.models.attention import smear_keys
-from interp.models.config import Conv as ConvSpec
-from interp.models.conv import CausalConv
+from interp.models.layers import CausalConv
+from interp.models.layers import Conv as ConvSpec
+from interp.models.layers.attention import smear_keys
 from tests.models import zoo
 from tests.models.zoo import HEADS, N_CTX, SMEARED, config
 

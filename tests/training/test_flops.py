@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import interp
-from interp.models.config import Attention, Conv
+from interp.models import Attention, Conv
 from interp.training.flops import flops_per_token
 
 N_CTX, D, VOCAB = 32, 24, 50

@@ -7,7 +7,7 @@ import interp
 from interp.training.optimizer import (
     MuonAdamW,
     as_matrices,
-    layout_of,
+    layouts_of,
     optimizer_for,
     part_of,
 )
@@ -33,8 +33,10 @@ def test_a_closure_is_run_once_with_gradients():
 
 
 def test_weights_split_between_devices_are_refused():
+    model = interp.HookedAttn(d_vocab=20, d_model=8, n_heads=2, n_ctx=8)
+    model.attn(0).W_Q = torch.nn.Parameter(torch.zeros(80))
     with pytest.raises(ValueError, match=r"W_Q is split.*DDP.*adamw"):
-        layout_of("blocks.0.attn.W_Q", torch.zeros(80))
+        layouts_of(model)
 
 
 # -------------------------------------------------------------------------------- held at zero
@@ -115,7 +117,7 @@ def test_matrices_are_views_of_a_weight_in_the_right_order():
     model = interp.HookedConvAttn(d_vocab=20, d_model=6, n_heads=2, d_head=4, n_ctx=8, lags=3)
     for name in ("blocks.0.conv.W_conv", *(f"blocks.1.attn.W_{which}" for which in "QKVO")):
         weight = model.get_parameter(name)
-        found = as_matrices(layout_of(name, weight) or "", weight)
+        found = as_matrices(layouts_of(model)[name], weight)
         assert len(found) == len(by_hand(name, weight))
         for matrix, expected in zip(found, by_hand(name, weight), strict=True):
             assert torch.equal(matrix, expected)

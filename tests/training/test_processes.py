@@ -22,7 +22,7 @@ AS_GIVEN = ["--mixed_precision", "no", "--dynamo_backend", "no"]
 COPIES = ["--multi_gpu"]
 SHARDS = [
     *("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
-    *("--fsdp_transformer_layer_cls_to_wrap", "AttentionBlock,ConvBlock"),
+    *("--fsdp_transformer_layer_cls_to_wrap", "Block"),
 ]
 
 pytestmark = pytest.mark.slow

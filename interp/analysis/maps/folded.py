@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.maps.folds import NO_NORM, Fold, Folded, Heads, OurFolded
-from interp.analysis.maps.routes import HEAD, Channel, check_turn, wide
+from interp.analysis.maps.folds import NO_NORM, Folded, Heads, OurFolded
+from interp.analysis.maps.routes import HEAD, Channel, check_turn
 from interp.analysis.reads import HeadReads, Reads
 from interp.models import HookedSequenceModel
+from interp.models.linear import FrozenNorm, wide
 from interp.models.protocol import View, view
 from interp.models.shapes import Tokens
 
@@ -132,7 +133,7 @@ class BridgeFolded(Folded):
         except AttributeError as error:
             raise ValueError(f"{self.seen.name} has no table of positions: {error}") from error
 
-    def last_norm(self) -> Fold:
+    def last_norm(self) -> FrozenNorm:
         """What ln_final leaves."""
         return _bridge_fold(self.model, "ln_final")
 
@@ -163,13 +164,13 @@ class BridgeFolded(Folded):
         return torch.cat([turned[0, :, 0], identity[:, width:]], dim=-1)
 
 
-def _bridge_fold(owner: Any, name: str) -> Fold:
+def _bridge_fold(owner: Any, name: str) -> FrozenNorm:
     norm = getattr(owner, name, None)
     if norm is None:
         return NO_NORM
     gain = getattr(norm, "w", None)
     gain = None if gain is None else wide(gain) + float(norm.uses_weight_offset)
-    return Fold(gain, not norm.uses_rms_norm)
+    return FrozenNorm(name, not norm.uses_rms_norm, gain, offset=None, eps=0.0)
 
 
 def _normed(

@@ -16,12 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.analysis.maps import routes
-from interp.analysis.maps.routes import wide
 from interp.analysis.maps.scales import mean_scales
 from interp.analysis.reads import HeadReads, Reads, all_reads, reads
-from interp.models.attention import Attention
 from interp.models.block import Block
-from interp.models.norm import Norm
+from interp.models.layers import MultiHeadAttention
+from interp.models.linear import FrozenNorm, wide
 from interp.models.protocol import View
 from interp.models.shapes import Tokens
 
@@ -36,30 +35,8 @@ class Heads:
     W_O: Float[Tensor, "head d_head d_model"]
 
 
-@dataclass(frozen=True, eq=False)
-class Fold:
-    """What a norm leaves in the maps around it."""
-
-    gain: Float[Tensor, " d_model"] | None
-    centered: bool
-
-    def reading(self, weight: Float[Tensor, "... d_model d_out"]) -> Tensor:
-        """C diag(γ) W."""
-        if self.gain is not None:
-            weight = self.gain[:, None] * weight
-        return weight - weight.mean(-2, keepdim=True) if self.centered else weight
-
-    def writing(self, weight: Float[Tensor, "... d_model"]) -> Tensor:
-        """W C."""
-        return weight - weight.mean(-1, keepdim=True) if self.centered else weight
-
-    def behind(self, weight: Float[Tensor, "... d_model"]) -> Tensor:
-        """W C diag(γ), for a norm that reads what was written."""
-        weight = self.writing(weight)
-        return weight if self.gain is None else weight * self.gain
-
-
-NO_NORM = Fold(gain=None, centered=False)
+NO_NORM = FrozenNorm("", centered=False, gain=None, offset=None, eps=0.0)
+"""What stands for a norm where there is none: it leaves all maps as they are."""
 
 
 class Folded(ABC):
@@ -106,7 +83,7 @@ class Folded(ABC):
         """R with score = q R kᵀ at this distance from query to key; None where nothing turns."""
 
     @abstractmethod
-    def last_norm(self) -> Fold:
+    def last_norm(self) -> FrozenNorm:
         """What the last norm leaves in the maps before the unembedding."""
 
     @abstractmethod
@@ -164,7 +141,7 @@ class OurFolded(Folded):
         norm = self.norm(layer)
         return norm.writing(norm.reading(wide(self.model.conv(layer).W)))
 
-    def norm(self, layer: int) -> Fold:
+    def norm(self, layer: int) -> FrozenNorm:
         """What the norm before a layer's mixer leaves in the maps."""
         return _fold(cast(Block, self.model.blocks[layer]).ln1)
 
@@ -185,11 +162,11 @@ class OurFolded(Folded):
 
     def rotation(self, layer: int, distance: int) -> Float[Tensor, "d_head d_head"] | None:
         """R at this distance."""
-        attn: Attention = self.model.attn(layer)
+        attn: MultiHeadAttention = self.model.attn(layer)
         turned = routes.rotation(attn, distance)
         return None if attn.rotary is None else turned
 
-    def last_norm(self) -> Fold:
+    def last_norm(self) -> FrozenNorm:
         """What ln_final leaves."""
         return _fold(self.model.ln_final)
 
@@ -263,7 +240,5 @@ class OurFolded(Folded):
             )
 
 
-def _fold(norm: Any) -> Fold:
-    if not isinstance(norm, Norm):
-        return NO_NORM
-    return Fold(None if norm.w is None else wide(norm.w), norm.centered)
+def _fold(norm: Any) -> FrozenNorm:
+    return FrozenNorm.of(norm, "") or NO_NORM

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.analysis.maps.routes import wide
 from interp.models import HookedSequenceModel
+from interp.models.linear import wide
 from interp.models.norm import Norm
 from interp.models.protocol import View
 from interp.models.shapes import Tokens

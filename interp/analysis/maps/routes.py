@@ -6,31 +6,30 @@ maps and end the run: what they wrote is part of x.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from interp.analysis.maps.stages import (
+from interp.models import HookedSequenceModel
+from interp.models.block import Block
+from interp.models.layers import MultiHeadAttention
+from interp.models.layers.attention import CHANNELS, Channel, LinearChannel
+from interp.models.linear import (
     Constants,
-    ConvStage,
-    HeadStage,
-    NormStage,
-    Scale,
+    Factor,
+    Freezing,
+    Frozen,
+    FrozenNorm,
+    LinearLayer,
     moving,
     stay,
+    wide,
 )
-from interp.models import HookedSequenceModel
-from interp.models.attention import Attention
-from interp.models.block import AttentionBlock, Block, ConvBlock
-from interp.models.norm import Norm
 from interp.models.shapes import KeyMask, Stream
 
-Channel = Literal["q", "k", "v"]
-CHANNELS: tuple[Channel, ...] = get_args(Channel)
 HEAD = re.compile(r"L(\d+)H(\d+)")
 
 
@@ -41,8 +40,8 @@ class Route:
     head: str
     channel: Channel
     layer: int
-    convs: tuple[ConvStage, ...]
-    end: HeadStage
+    convs: tuple[LinearLayer, ...]
+    end: LinearChannel
     n_ctx: int
 
     @property
@@ -57,47 +56,45 @@ class Route:
         return 1 + sum(conv.lags - 1 for conv in self.convs) + smeared
 
     @property
-    def norms(self) -> tuple[str, ...]:
-        """The norms whose scales the maps depend on, from the lowest; their module names."""
-        stages = (*self.convs, self.end)
-        return tuple(stage.norm.name for stage in stages if stage.norm is not None)
+    def factors(self) -> tuple[Freezing, ...]:
+        """What has to be frozen for the maps to be linear, from the lowest."""
+        below = [factor for conv in self.convs for factor in conv.factors]
+        return (*below, *(() if self.end.norm is None else (self.end.norm.factor,)))
 
     @property
     def centered(self) -> bool:
         """Whether a LayerNorm takes the mean off the stream before anything reads it."""
-        first = self.convs[0] if self.convs else self.end
-        after = isinstance(first, ConvStage) and first.post_norm
-        return first.norm is not None and first.norm.centered and not after
+        return (self.convs[0] if self.convs else self.end).centered
 
-    def maps(self, scales: Mapping[str, float]) -> Float[Tensor, "lag d_model d_head"]:
-        """The map of each lag, for a position that has all its lags."""
+    def maps(self, frozen: Frozen) -> Float[Tensor, "lag d_model d_head"]:
+        """The map of each lag, for a position that has all its lags; the factors are means."""
         d_model = self.end.weight.shape[0]
         maps = torch.eye(d_model).to(self.end.weight)[None]
         for conv in self.convs:
-            maps = conv.parts(maps, _scale(conv, scales), stay)
-        return self.end.maps(maps, _scale(self.end, scales))
+            maps = conv.parts(maps, frozen, stay)
+        return self.end.maps(maps, self._last_scale(frozen))
 
     def parts(
-        self, stream: Stream, scales: Mapping[str, Scale], key_mask: KeyMask | None = None
+        self, stream: Stream, frozen: Frozen, key_mask: KeyMask | None = None
     ) -> Float[Tensor, "lag batch pos d_head"]:
-        """What the tokens of each lag add, exactly: the scales are those of these sequences."""
+        """What the tokens of each lag add, exactly: the factors are those of these sequences."""
         parts = stream[None]
         for conv in self.convs:
-            parts = conv.parts(parts, _scale(conv, scales), moving(key_mask))
-        return self.end.parts(parts, _scale(self.end, scales), key_mask)
+            parts = conv.parts(parts, frozen, moving(key_mask))
+        return self.end.parts(parts, self._last_scale(frozen), key_mask)
 
-    def constants(
-        self, n_pos: int, scales: Mapping[str, Scale], key_mask: KeyMask | None = None
-    ) -> Constants:
+    def constants(self, n_pos: int, frozen: Frozen, key_mask: KeyMask | None = None) -> Constants:
         """What offsets, biases and shortformer positions add, by the name of the parameter.
 
         They depend on the position while it is too early to have all lags.
         """
         constants: Constants = {}
         for conv in self.convs:
-            scale, move = _scale(conv, scales), moving(key_mask)
-            constants = conv.constants(constants, n_pos, scale, move)
-        return self.end.constants(constants, n_pos, _scale(self.end, scales), key_mask)
+            constants = conv.constants(constants, n_pos, frozen, moving(key_mask))
+        return self.end.constants(constants, n_pos, self._last_scale(frozen), key_mask)
+
+    def _last_scale(self, frozen: Frozen) -> Factor:
+        return 1.0 if self.end.norm is None else frozen[self.end.norm.name]
 
 
 def route(model: Any, head: str, channel: Channel) -> Route:
@@ -116,8 +113,8 @@ def route(model: Any, head: str, channel: Channel) -> Route:
         head=head,
         channel=channel,
         layer=min(convs, default=layer),
-        convs=tuple(conv_stage(model, below) for below in convs),
-        end=_head_stage(model, layer, index, channel),
+        convs=tuple(linear_layer(model, below) for below in convs),
+        end=_end(model, layer, index, channel),
         n_ctx=model.config.n_ctx,
     )
 
@@ -178,17 +175,12 @@ def place_of(model: HookedSequenceModel, head: str) -> tuple[int, int]:
 def run_below(model: HookedSequenceModel, layer: int) -> tuple[int, ...]:
     """The convolutions directly below a layer, lowest first; an MLP ends the run."""
     first = layer
-    while first > 0 and _is_linear(model.blocks[first - 1]):
+    while first > 0 and _is_linear(model, first - 1):
         first -= 1
     return tuple(range(first, layer))
 
 
-def wide(x: Tensor) -> Tensor:
-    """A weight without its gradient, in float32 or wider: 16 bits are too few to add up in."""
-    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
-
-
-def rotation(attn: Attention, distance: int = 0) -> Float[Tensor, "d_head d_head"]:
+def rotation(attn: MultiHeadAttention, distance: int = 0) -> Float[Tensor, "d_head d_head"]:
     """R with score(t, s) = q_t R k_sᵀ / √d_head at distance t - s, for rotary positions.
 
     The identity where positions are not rotary: there a distance is refused.
@@ -221,7 +213,7 @@ def check_turn(distance: int, n_ctx: int | None) -> None:
         )
 
 
-def turn_at(attn: Attention, distance: int) -> Float[Tensor, "d_head d_head"]:
+def turn_at(attn: MultiHeadAttention, distance: int) -> Float[Tensor, "d_head d_head"]:
     """The rotation over a distance; a layer without rotary positions has none."""
     return rotation(attn, distance if attn.rotary is not None else 0)
 
@@ -244,52 +236,25 @@ def at_distance(model: HookedSequenceModel, distance: int) -> dict[str, int]:
     return {"distance": distance} if rotary else {}
 
 
-def _is_linear(block: nn.Module) -> bool:
-    return isinstance(block, ConvBlock) and block.mlp is None
+def _is_linear(model: HookedSequenceModel, layer: int) -> bool:
+    block = cast(Block, model.blocks[layer])
+    return block.mlp is None and next(block.sublayers(layer)).linear is not None
 
 
-def _scale(stage: ConvStage | HeadStage, scales: Mapping[str, Scale]) -> Scale:
-    return 1.0 if stage.norm is None else scales[stage.norm.name]
+def linear_layer(model: HookedSequenceModel, layer: int) -> LinearLayer:
+    """The mixer of one layer as a linear map, with its norm and its residual path.
+
+    Raises:
+        ValueError: it is none.
+    """
+    linear = next(cast(Block, model.blocks[layer]).sublayers(layer)).linear
+    if linear is None:
+        raise ValueError(f"layer {layer} is no linear map of the stream")
+    return linear
 
 
-def _maybe_wide(x: Tensor | None) -> Tensor | None:
-    return None if x is None else wide(x)
-
-
-def _norm_stage(model: HookedSequenceModel, layer: int) -> NormStage | None:
-    norm = cast(Block, model.blocks[layer]).ln1
-    if not isinstance(norm, Norm):
-        return None
-    name = f"blocks.{layer}.ln1"
-    return NormStage(name, norm.centered, _maybe_wide(norm.w), _maybe_wide(norm.b), norm.eps)
-
-
-def conv_stage(model: HookedSequenceModel, layer: int) -> ConvStage:
-    """The convolution of one layer, with its norm and its residual path."""
-    conv = model.conv(layer)
-    return ConvStage(
-        name=f"blocks.{layer}.conv",
-        norm=_norm_stage(model, layer),
-        weight=wide(conv.W),
-        lag_bias=_maybe_wide(conv.b_lags),
-        bias=_maybe_wide(conv.b_conv),
-        residual=model.config.residual,
-        post_norm=model.config.norm_place == "post",
-    )
-
-
-def _head_stage(model: HookedSequenceModel, layer: int, index: int, channel: Channel) -> HeadStage:
-    attn = cast(AttentionBlock, model.blocks[layer]).attn
-    weight = {"q": attn.W_Q, "k": attn.W_K, "v": attn.W_V}[channel]
-    bias = {"q": attn.b_Q, "k": attn.b_K, "v": attn.b_V}[channel]
-    adds_positions = model.config.positions == "shortformer" and attn.sees_positions
-    smeared = attn.smear is not None and channel == "k"
-    return HeadStage(
-        name=f"blocks.{layer}.attn",
-        channel=channel,
-        norm=None if model.config.norm_place == "post" else _norm_stage(model, layer),
-        weight=wide(weight[index]),
-        bias=None if bias is None else wide(bias[index]),
-        positions=wide(model.W_pos) if adds_positions and channel != "v" else None,
-        share=wide(attn.smear)[index].sigmoid() if smeared and attn.smear is not None else None,
-    )
+def _end(model: HookedSequenceModel, layer: int, index: int, channel: Channel) -> LinearChannel:
+    block, attn = cast(Block, model.blocks[layer]), model.attn(layer)
+    norm = None if block.wiring.post_norm else FrozenNorm.of(block.ln1, f"blocks.{layer}.ln1")
+    added = model.pos_embed is not None and not model.positions_enter_stream
+    return attn.channel(layer, index, channel, norm, model.W_pos if added else None)

@@ -1,4 +1,4 @@
-"""The norms' scales: as heard on sequences, or one mean scale per norm for the weights alone."""
+"""Frozen factors, norms' scales and gates: those of sequences, or means for the weights alone."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.analysis.maps.routes import Route
-from interp.analysis.maps.stages import Constants, NormStage, later, stay
 from interp.models import HookedSequenceModel
+from interp.models.linear import Constants, Factor, Frozen, FrozenNorm, later, stay
 from interp.models.protocol import undisturbed, view
 from interp.models.shapes import Tokens
 
@@ -19,9 +19,9 @@ TOKENS_AT_ONCE = 4_096
 
 @dataclass(frozen=True)
 class MeanScales:
-    """One scale per norm, and where they come from."""
+    """The mean of every frozen factor, and where they come from."""
 
-    scales: Mapping[str, float]
+    scales: Frozen
     origin: str
 
 
@@ -40,14 +40,14 @@ def hear(
     return heard
 
 
-def scales_of(route: Route, heard: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "batch pos 1"]]:
-    """The scales of a route's norms, among what was heard."""
-    return {name: heard[f"{name}.hook_scale"] for name in route.norms}
+def scales_of(route: Route, heard: Mapping[str, Tensor]) -> dict[str, Factor]:
+    """A route's frozen factors, among what was captured."""
+    return {factor.name: factor.of(heard[factor.hook]) for factor in route.factors}
 
 
 def names_for(route: Route) -> list[str]:
-    """What has to be heard for a route's parts and constants: its source and its norms' scales."""
-    return [route.source, *(f"{name}.hook_scale" for name in route.norms)]
+    """What a route's parts and constants are made of: its source and its frozen factors."""
+    return [route.source, *(factor.hook for factor in route.factors)]
 
 
 def mean_scales(
@@ -61,10 +61,15 @@ def mean_scales(
     Raises:
         ValueError: the stream is not the embedding, so that without tokens nothing is known of it.
     """
-    if not route.norms:
+    if not route.factors:
         return MeanScales({}, "no norm")
     if tokens is not None:
         return MeanScales(_heard_scales(model, route, tokens), "tokens")
+    if any(not conv.is_implied for conv in route.convs):
+        raise ValueError(
+            f"{route.head} reads through a gated convolution, whose gates depend on the tokens. "
+            "Give tokens, and the maps are those at their mean"
+        )
     if route.layer == 0:
         moments = embedding_moments(model, frequencies, positions=True)
         weights = "uniform" if frequencies is None else "given"
@@ -75,17 +80,19 @@ def mean_scales(
             "it cannot be told from the weights. Give tokens"
         )
     # Without a convolution there is one norm, and its scale a factor of everything.
-    return MeanScales(dict.fromkeys(route.norms, 1.0), "1: a common factor, left out")
+    return MeanScales(
+        {factor.name: 1.0 for factor in route.factors}, "1: a common factor, left out"
+    )
 
 
-def _heard_scales(model: HookedSequenceModel, route: Route, tokens: Tokens) -> dict[str, float]:
+def _heard_scales(model: HookedSequenceModel, route: Route, tokens: Tokens) -> Frozen:
     view(model).check_tokens(tokens, at_least=1)
-    totals = dict.fromkeys(route.norms, 0.0)
-    names = [f"{name}.hook_scale" for name in route.norms]
+    totals: dict[str, Factor] = {}
+    names = [factor.hook for factor in route.factors]
     for some in tokens.split(max(1, TOKENS_AT_ONCE // tokens.shape[1])):
         heard = hear(model, some, names, stop=top(route) + 1)
-        for name, scale in scales_of(route, heard).items():
-            totals[name] += float(scale.double().sum())
+        for factor in route.factors:
+            totals[factor.name] = totals.get(factor.name, 0.0) + factor.total(heard[factor.hook])
     return {name: total / tokens.numel() for name, total in totals.items()}
 
 
@@ -157,29 +164,28 @@ def _moments(rows: Float[Tensor, "vocab d_model"], weights: Float[Tensor, " voca
     return Moments(mean, square - torch.outer(mean, mean))
 
 
-def _implied(route: Route, moments: Moments) -> dict[str, float]:
+def _implied(route: Route, moments: Moments) -> Frozen:
     """The root mean square of what each norm divides by, from the lowest to the highest."""
-    scales: dict[str, float] = {}
+    scales: dict[str, Factor] = {}
     maps = torch.eye(len(moments.mean)).to(route.end.weight)[None]
     constants: Constants = {}
     n_pos = route.lags  # the last of these positions has all its lags, like every later one
     for conv in route.convs:
-        scale = 1.0
         if conv.norm is not None:
             seen = maps, constants
             if conv.post_norm:
-                before = conv.written_constants(constants, n_pos, scale, later)
-                seen = conv.written(maps, scale, stay), before
-            scale = scales[conv.norm.name] = _root_mean_square(conv.norm, moments, *seen)
-        maps = conv.parts(maps, scale, stay)
-        constants = conv.constants(constants, n_pos, scale, later)
+                before = conv.written_constants(constants, n_pos, scales, later)
+                seen = conv.written(maps, scales, stay), before
+            scales[conv.norm.name] = _root_mean_square(conv.norm, moments, *seen)
+        maps = conv.parts(maps, scales, stay)
+        constants = conv.constants(constants, n_pos, scales, later)
     if (norm := route.end.norm) is not None:
         scales[norm.name] = _root_mean_square(norm, moments, maps, constants)
     return scales
 
 
 def _root_mean_square(
-    norm: NormStage, moments: Moments, maps: Float[Tensor, "lag d_model d_model"], more: Constants
+    norm: FrozenNorm, moments: Moments, maps: Float[Tensor, "lag d_model d_model"], more: Constants
 ) -> float:
     maps = norm.center(maps.double())
     mean = moments.mean @ maps.sum(0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from interp.analysis.maps.routes import CHANNELS, Channel, Route, route
 from interp.analysis.maps.scales import scales_of
 from interp.models import HookedSequenceModel
-from interp.models.attention import Attention
+from interp.models.layers import MultiHeadAttention
 from interp.models.shapes import Heads, KeyMask
 
 
@@ -30,7 +30,7 @@ class Split:
     def of(
         cls,
         way: Route,
-        attn: Attention,
+        attn: MultiHeadAttention,
         heard: Mapping[str, Tensor],
         key_mask: KeyMask | None = None,
     ) -> "Split":

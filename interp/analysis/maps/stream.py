@@ -18,12 +18,10 @@ from typing import Any, Literal, cast
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.maps.routes import wide
-from interp.analysis.maps.stages import NormStage
 from interp.models import HookedSequenceModel
-from interp.models.attention import Attention
-from interp.models.block import AttentionBlock, Block
-from interp.models.description import Writer
+from interp.models.block import Block
+from interp.models.description import Sublayer, Writer
+from interp.models.linear import FrozenNorm, wide
 from interp.models.norm import Norm
 from interp.models.protocol import View, undisturbed
 from interp.models.shapes import Stream, Tokens
@@ -57,7 +55,7 @@ class Step:
 
     names: tuple[str, ...]
     parts: Callable[[Heard], Iterator[Part]]
-    norm: NormStage | None = None
+    norm: FrozenNorm | None = None
 
 
 class OurParts(StreamParts):
@@ -187,57 +185,25 @@ def stream_parts(seen: View, by: By) -> StreamParts:
     return parts
 
 
-def norm_stage(norm: Any, name: str) -> NormStage | None:
-    """A norm as a linear map; None where there is no norm."""
-    if not isinstance(norm, Norm):
-        return None
-    gain, offset = (None if x is None else wide(x) for x in (norm.w, norm.b))
-    return NormStage(name, norm.centered, gain, offset, norm.eps)
-
-
 def _steps(model: HookedSequenceModel, by: By) -> Iterator[Step]:
     positions = model.pos_embed is not None and model.positions_enter_stream
     embeddings = ("hook_embed", "hook_pos_embed") if positions else ("hook_embed",)
     yield Step(embeddings, lambda heard: ((n.removeprefix("hook_"), heard[n]) for n in embeddings))
-    post = model.config.norm_place == "post"
     for layer, block in enumerate(cast(list[Block], list(model.blocks))):
-        norms = (norm_stage(getattr(block, n, None), f"blocks.{layer}.{n}") for n in ("ln1", "ln2"))
-        after_mixer, after_mlp = norms if post else (None, None)
-        mixer = "attn" if isinstance(block, AttentionBlock) else "conv"
-        if by == "layers":
-            yield _whole(layer, mixer, after_mixer)
-        elif isinstance(block, AttentionBlock):
-            yield _heads(layer, block.attn, after_mixer)
-        else:
-            yield _lags(layer, block.mixer_bias, after_mixer)
-        if block.mlp is not None:
-            yield _whole(layer, "mlp", after_mlp)
+        for sublayer in block.sublayers(layer):
+            yield _step(sublayer, by)
 
 
-def _whole(layer: int, what: str, norm: NormStage | None) -> Step:
-    name = f"blocks.{layer}.hook_{what}_out"
-    return Step((name,), lambda heard: iter([(f"L{layer}.{what}", heard[name])]), norm)
-
-
-def _heads(layer: int, attn: Attention, norm: NormStage | None) -> Step:
-    name = f"blocks.{layer}.attn.hook_z"
+def _step(sublayer: Sublayer, by: By) -> Step:
+    writer, terms = sublayer.writer, sublayer.terms
+    norm = sublayer.norm if sublayer.post_norm else None
+    if by == "layers" or not terms:
+        whole = (writer.hook,)
+        return Step(whole, lambda heard: iter([(writer.label, heard[writer.hook])]), norm)
 
     def parts(heard: Heard) -> Iterator[Part]:
-        for head, W_O in enumerate(wide(attn.W_O)):
-            yield f"L{layer}H{head}", heard[name][:, :, head] @ W_O
-        if attn.b_O is not None:
-            yield f"blocks.{layer}.attn.b_O", wide(attn.b_O)
+        for term in terms:
+            yield term.label, term.written(heard[term.place.hook])
+        yield from sublayer.constants.items()
 
-    return Step((name,), parts, norm)
-
-
-def _lags(layer: int, bias: Tensor | None, norm: NormStage | None) -> Step:
-    name = f"blocks.{layer}.conv.hook_lags"
-
-    def parts(heard: Heard) -> Iterator[Part]:
-        for lag, term in enumerate(heard[name].unbind(1)):
-            yield f"L{layer}.lag{lag}", term
-        if bias is not None:
-            yield f"blocks.{layer}.conv.b_conv", wide(bias)
-
-    return Step((name,), parts, norm)
+    return Step(tuple(dict.fromkeys(term.place.hook for term in terms)), parts, norm)

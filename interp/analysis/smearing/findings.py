@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.maps.routes import CHANNELS, Channel, place_of, turn_at, wide
+from interp.analysis.maps.routes import CHANNELS, Channel, place_of, turn_at
 from interp.analysis.maps.scales import TOKENS_AT_ONCE, embedding_moments, hear
 from interp.analysis.reads import HeadReads
 from interp.analysis.smearing.geometry import Geometry, geometry
@@ -18,6 +18,7 @@ from interp.analysis.smearing.grams import HeadSums, HeardHead, Second, grams_of
 from interp.analysis.smearing.predictions import ScoreErrors, score_errors
 from interp.analysis.statistics.sampling import Sampling
 from interp.models import HookedSequenceModel
+from interp.models.linear import wide
 from interp.models.shapes import Stream, Tokens
 
 GROUPS = 16

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from interp.analysis.maps.routes import Channel
 from interp.analysis.maps.scales import Moments
-from interp.analysis.maps.stages import later
 from interp.analysis.reads import HeadReads, Reads
 from interp.analysis.smearing.geometry import LagGrams
+from interp.models.linear import later
 from interp.models.shapes import Stream
 
 HeardHead = Mapping[Channel, Float[Tensor, "batch pos d_head"]]

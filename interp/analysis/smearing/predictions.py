@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.maps.stages import later
 from interp.analysis.reads import HeadReads
 from interp.analysis.smearing.grams import HeardHead
-from interp.models.attention import Attention
+from interp.models.layers import MultiHeadAttention
+from interp.models.linear import later
 from interp.models.shapes import Stream
 
 Vectors = Float[Tensor, "batch pos d_head"]
@@ -47,7 +47,7 @@ class ScoreErrors:
 def score_errors(
     read: HeadReads,
     mixture: tuple[float, float],
-    attn: Attention,
+    attn: MultiHeadAttention,
     x: Stream,
     heard: HeardHead,
 ) -> ScoreErrors:
@@ -86,7 +86,7 @@ def _written(maps: Float[Tensor, "lag d_model d_head"], x: Stream) -> Vectors:
     return torch.stack([later(x @ one, lag) for lag, one in enumerate(maps)]).sum(0)
 
 
-def _variation(q: Vectors, k: Vectors, attn: Attention, start: int) -> float:
+def _variation(q: Vectors, k: Vectors, attn: MultiHeadAttention, start: int) -> float:
     """Σ over queries and visible keys of (score - the query's mean score)², from `start` on."""
     if attn.rotary is not None:
         q, k = attn.rotary(q[:, :, None])[:, :, 0], attn.rotary(k[:, :, None])[:, :, 0]

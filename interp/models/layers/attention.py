@@ -1,0 +1,459 @@
+"""Multi-head attention, with optional key smearing and optional rotary positions."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from interp.models import kernels
+from interp.models.checks import require, require_flags, require_positive
+from interp.models.description import ALL, Place, Reader, Term
+from interp.models.hooks import HookPoint
+from interp.models.kernels import Visibility
+from interp.models.layers.layer import LayerSpec, Mixer, offset_through
+from interp.models.layers.mlp import MLP
+from interp.models.linear import (
+    Constants,
+    Factor,
+    FrozenNorm,
+    Parts,
+    everywhere,
+    later,
+    maybe_wide,
+    wide,
+)
+from interp.models.shapes import Heads, KeyMask, Results, Stream
+
+if TYPE_CHECKING:
+    from interp.models.config import ModelConfig
+
+Channel = Literal["q", "k", "v"]
+CHANNELS: tuple[Channel, ...] = get_args(Channel)
+
+
+@dataclass(frozen=True)
+class Attention(LayerSpec):
+    """Multi-head attention, optionally with smeared keys.
+
+    Args:
+        n_heads: heads.
+        d_head: width of a head's queries, keys and values; n_heads x d_head need not be d_model.
+        smear: give each head a trained scalar that mixes every key with the key before it (Olsson
+            et al. 2022, argument 2).
+        causal: False lets a query see later keys.
+        output: False leaves out W_O; the heads' values are concatenated into the stream.
+        bias: whether there are b_Q, b_K, b_V and, with an output map, b_O.
+        positions: False hides rotary or shortformer positions from this layer, which then matches
+            on content alone (a NoPE layer, Kazemnejad et al. 2023).
+        mlp: the block's second half.
+    """
+
+    kind: ClassVar[str] = "attention"
+    reads_positions: ClassVar[bool] = True
+    has_heads: ClassVar[bool] = True
+
+    n_heads: int
+    d_head: int
+    smear: bool = False
+    causal: bool = True
+    output: bool = True
+    bias: bool = True
+    positions: bool = True
+    mlp: MLP | None = None
+
+    def __post_init__(self) -> None:
+        require_positive("Attention", n_heads=self.n_heads, d_head=self.d_head)
+        flags = {"smear": self.smear, "causal": self.causal, "output": self.output}
+        require_flags("Attention", bias=self.bias, positions=self.positions, **flags)
+
+    def check(self, index: int, config: "ModelConfig") -> None:
+        """Widths fit where they have to, and positions are there to be hidden or turned."""
+        width = self.n_heads * self.d_head
+        require(
+            self.output or width == config.d_model,
+            f"layer {index}: without an output map the heads' values are the stream, so n_heads x "
+            f"d_head = {width} must equal d_model={config.d_model}; change one of them or set "
+            "output=True",
+        )
+        require(
+            self.positions or config.positions in ("rotary", "shortformer"),
+            f"layer {index}: positions=False hides positions that act on queries and keys, but this"
+            f" model's are {config.positions!r}; use rotary or shortformer positions, or drop it",
+        )
+        require(
+            config.positions != "rotary" or self.d_head % 2 == 0,
+            f"layer {index}: rotary positions turn pairs of channels, but d_head={self.d_head} is "
+            "odd; use an even d_head or other positions",
+        )
+
+    def build(self, config: "ModelConfig") -> "MultiHeadAttention":
+        """The heads, with rotary positions where the model has them and the layer sees them."""
+        rotary = None
+        if config.positions == "rotary" and self.positions:
+            rotary = Rotary(config.n_ctx, self.d_head, config.rotary_base)
+        return MultiHeadAttention(config.d_model, self, rotary, config.dropout)
+
+    def affine_norm(self, config: "ModelConfig") -> bool:
+        """Not where shortformer positions are added after the norm, unscaled.
+
+        A gain there would only repeat what W_Q, W_K and W_V can do, and could not be folded into
+        them without changing the positions.
+        """
+        adds_positions = config.positions == "shortformer" and self.positions
+        return not adds_positions or config.norm_place == "post"
+
+    def with_room_for_offset(self, config: "ModelConfig") -> Self:
+        """With biases, if its norm has an offset."""
+        return replace(self, bias=True) if self.affine_norm(config) else self
+
+    def multiply_adds(self, d_model: int) -> int:
+        """W_Q, W_K, W_V and W_O, and smearing."""
+        width = self.n_heads * self.d_head
+        smear = 2 * width if self.smear else 0
+        return smear + d_model * width * (4 if self.output else 3)
+
+    def attention_multiply_adds(self, n_ctx: int) -> float:
+        """Queries with keys and patterns with values, for the average number of visible keys."""
+        visible = (n_ctx + 1) / 2 if self.causal else n_ctx
+        return 2 * self.n_heads * self.d_head * visible
+
+
+class Rotary(nn.Module):
+    """Rotary positions (Su et al. 2021): a score depends on the distance only.
+
+    Channel i turns with channel i + d_head / 2, by an angle that grows with the position.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, n_ctx: int, d_head: int, base: float):
+        super().__init__()
+        self.n_ctx, self.d_head, self.base = n_ctx, d_head, base
+        angles = self._angles()
+        dtype = torch.get_default_dtype()
+        self.register_buffer("cos", angles.cos().to(dtype), persistent=False)
+        self.register_buffer("sin", angles.sin().to(dtype), persistent=False)
+
+    def _angles(self) -> Float[Tensor, "pos 1 d_head"]:
+        rates = self.base ** (-torch.arange(0, self.d_head, 2, dtype=torch.float64) / self.d_head)
+        angles = torch.arange(self.n_ctx, dtype=torch.float64)[:, None] * rates
+        return angles.repeat(1, 2)[:, None, :]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        # Tables that were rounded once would not turn exactly in a wider dtype.
+        angles = self._angles()
+        self.cos, self.sin = angles.cos().to(self.cos), angles.sin().to(self.sin)
+        return self
+
+    def forward(self, x: Heads) -> Heads:
+        """Each head's vectors, turned by their positions' angles."""
+        first, second = x.chunk(2, dim=-1)
+        turned = torch.cat([-second, first], dim=-1)
+        n_pos = x.shape[1]
+        return x * self.cos[:n_pos] + turned * self.sin[:n_pos]
+
+
+def smear_keys(k: Heads, share: Float[Tensor, " head"], key_mask: KeyMask | None) -> Heads:
+    """k'_j = share k_j + (1 - share) k_{j-1} (Olsson et al. 2022, argument 2).
+
+    The first key, and a key after a padding position, has no predecessor and stays as it is.
+    """
+    previous = torch.cat([k[:, :1], k[:, :-1]], dim=1)
+    if key_mask is not None:
+        real = torch.cat([key_mask[:, :1], key_mask[:, :-1]], dim=1)[..., None, None]
+        previous = torch.where(real, previous, k)
+    share = share[:, None]
+    return share * k + (1 - share) * previous
+
+
+class MultiHeadAttention(Mixer):
+    """z = softmax(q kᵀ / √d_head) v per head, and the heads' z through W_O added up.
+
+    Weights are TransformerLens's: `W_Q W_K W_V [head d_model d_head]`, `W_O [head d_head d_model]`,
+    and `smear [head]`, the mixing weight α before the sigmoid. With no output map W_O is a fixed
+    identity. The layer runs the fused kernel; `hook_attn_scores` and `hook_pattern` [batch head
+    query key], `hook_result` [batch pos head d_model] and `hook_log_sum_exp` [batch query head] are
+    computed only when listened to. `hook_log_sum_exp` is for reading: what a hook returns there
+    changes nothing.
+    """
+
+    name: ClassVar[str] = "attn"
+    matrices: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("W_Q", "W_K", "W_V"), "head i o -> 1 (head o) i"),
+        "W_O": "head i o -> 1 o (head i)",
+    }
+
+    W_Q: Tensor
+    W_K: Tensor
+    W_V: Tensor
+    W_O: Tensor
+    b_Q: Tensor | None
+    b_K: Tensor | None
+    b_V: Tensor | None
+    b_O: Tensor | None
+    smear: Tensor | None
+    hook_q: HookPoint
+    hook_k: HookPoint
+    hook_v: HookPoint
+    hook_z: HookPoint
+    hook_result: HookPoint
+    hook_attn_scores: HookPoint
+    hook_pattern: HookPoint
+    hook_log_sum_exp: HookPoint
+
+    def __init__(
+        self, d_model: int, spec: Attention, rotary: Rotary | None = None, dropout: float = 0.0
+    ):
+        super().__init__()
+        heads, width = spec.n_heads, spec.d_head
+        self.scale, self.causal, self.dropout = width**-0.5, spec.causal, dropout
+        self.has_output_map, self.rotary = spec.output, rotary
+        self.sees_positions = spec.positions
+        for name in "QKV":
+            self.register_parameter(f"W_{name}", nn.Parameter(torch.empty(heads, d_model, width)))
+            bias = nn.Parameter(torch.zeros(heads, width)) if spec.bias else None
+            self.register_parameter(f"b_{name}", bias)
+        if spec.output:
+            self.W_O = nn.Parameter(torch.empty(heads, width, d_model))
+        else:
+            identity = torch.eye(d_model).reshape(heads, width, d_model)
+            self.register_buffer("W_O", identity, persistent=False)
+        output_bias = nn.Parameter(torch.zeros(d_model)) if spec.bias and spec.output else None
+        self.register_parameter("b_O", output_bias)
+        self.register_parameter("smear", nn.Parameter(torch.zeros(heads)) if spec.smear else None)
+        for hook in ["q", "k", "v", "z", "result"]:
+            setattr(self, f"hook_{hook}", HookPoint(pos_dim=-3))
+        for hook in ["attn_scores", "pattern", "log_sum_exp"]:
+            setattr(self, f"hook_{hook}", HookPoint())
+        if spec.smear:
+            self.hook_smeared_k = HookPoint(pos_dim=-3)
+        if rotary is not None:
+            self.hook_rot_q, self.hook_rot_k = HookPoint(pos_dim=-3), HookPoint(pos_dim=-3)
+
+    @property
+    def query_hook(self) -> str:
+        """The hook point with the queries as they meet the keys."""
+        return "hook_q" if self.rotary is None else "hook_rot_q"
+
+    @property
+    def key_hook(self) -> str:
+        """The hook point with the keys as they meet the queries, after smearing and rotation."""
+        if self.rotary is not None:
+            return "hook_rot_k"
+        return "hook_k" if self.smear is None else "hook_smeared_k"
+
+    def forward(
+        self, x: Stream, positions: Stream | None = None, key_mask: KeyMask | None = None
+    ) -> Stream:
+        """What the heads write to the stream; `positions` reach queries and keys only."""
+        x_qk = x if positions is None or not self.sees_positions else x + positions
+        q = self.hook_q(_project(x_qk, self.W_Q, self.b_Q))
+        k = self.hook_k(_project(x_qk, self.W_K, self.b_K))
+        q, k = self._place(q, k, key_mask)
+        v = self.hook_v(_project(x, self.W_V, self.b_V))
+        return self._write(self.hook_z(self._attend(q, k, v, Visibility(self.causal, key_mask))))
+
+    def log_sum_exp(self, q: Heads, k: Heads) -> Float[Tensor, "batch query head"]:
+        """What `hook_log_sum_exp` hears, from queries and keys as they meet: no values needed."""
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
+        return kernels.log_sum_exp(q, k, self.causal, self.scale).transpose(1, 2)
+
+    def _place(self, q: Heads, k: Heads, key_mask: KeyMask | None) -> tuple[Heads, Heads]:
+        if self.smear is not None:
+            k = self.hook_smeared_k(smear_keys(k, self.smear.sigmoid(), key_mask))
+        if self.rotary is not None:
+            q, k = self.hook_rot_q(self.rotary(q)), self.hook_rot_k(self.rotary(k))
+        return q, k
+
+    def _attend(self, q: Heads, k: Heads, v: Heads, visibility: Visibility) -> Heads:
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        dropout = self.dropout if self.training else 0.0
+        if self.hook_attn_scores.is_listened_to() or self.hook_pattern.is_listened_to():
+            z = self._spelled_out(q, k, v, visibility, dropout)
+        elif self.hook_log_sum_exp.is_listened_to():
+            z, lse = kernels.fused_with_log_sum_exp(q, k, v, visibility, self.scale)
+            self.hook_log_sum_exp(lse.transpose(1, 2))
+        else:
+            z = kernels.fused(q, k, v, visibility, self.scale, dropout)
+        return z.transpose(1, 2)
+
+    def _spelled_out(
+        self,
+        q: kernels.HeadFirst,
+        k: kernels.KeysFirst,
+        v: kernels.ValuesFirst,
+        visibility: Visibility,
+        dropout: float,
+    ) -> kernels.Written:
+        scores = self.hook_attn_scores(kernels.masked_scores(q, k, visibility, self.scale))
+        if self.hook_log_sum_exp.is_listened_to():
+            self.hook_log_sum_exp(scores.logsumexp(-1).transpose(1, 2))
+        pattern = self.hook_pattern(kernels.pattern_of(scores))
+        return F.dropout(pattern, dropout) @ v
+
+    def _write(self, z: Heads) -> Stream:
+        if self.hook_result.is_listened_to():
+            out = self.hook_result(self.results(z)).sum(dim=2)
+            return out if self.b_O is None else out + self.b_O
+        if not self.has_output_map:
+            return z.flatten(2)
+        return F.linear(z.flatten(2), self.W_O.flatten(0, 1).T, self.b_O)
+
+    def results(self, z: Heads) -> Results:
+        """What each head writes to the stream, without b_O."""
+        return torch.einsum("bphd,hdm->bphm", z, self.W_O)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """b_O."""
+        return self.b_O
+
+    @property
+    def bias_name(self) -> str:
+        """b_O."""
+        return "b_O"
+
+    def fan_in(self, name: str, weight: Tensor) -> int:
+        """What all heads write adds up."""
+        return weight.shape[0] * weight.shape[1] if name == "W_O" else weight.shape[-2]
+
+    @torch.no_grad()
+    def fold(self, gain: Tensor | None, offset: Tensor | None) -> None:
+        """Gain and offset go into W_Q, W_K and W_V and their biases."""
+        for name in "QKV":
+            weight, bias = getattr(self, f"W_{name}"), getattr(self, f"b_{name}")
+            if offset is not None:
+                bias += offset_through(offset, weight)
+            if gain is not None:
+                weight.copy_(gain[:, None] * weight)
+
+    def terms(self, layer: int) -> Iterator[Term]:
+        """Each head, from what it attended to."""
+        hook = f"blocks.{layer}.attn.hook_z"
+        for head, W_O in enumerate(self.W_O):
+            yield Term(f"L{layer}H{head}", "head", Place(hook, (ALL, head)), wide(W_O))
+
+    def readers(self, layer: int) -> Iterator[Reader]:
+        """Each head's queries, keys and values, and where it looks."""
+        prefix = f"blocks.{layer}.attn.hook_"
+        for head in range(len(self.W_Q)):
+            label = f"L{layer}H{head}"
+            for channel in CHANNELS:
+                yield Reader(f"{label}.{channel}", Place(prefix + channel, (ALL, head)))
+            pattern = Place(f"{prefix}pattern", (head, ALL), position_axis=1)
+            yield Reader(f"{label}.pattern", pattern)
+
+    def channel(
+        self, layer: int, head: int, channel: Channel, norm: FrozenNorm | None, W_pos: Tensor | None
+    ) -> "LinearChannel":
+        """One head's queries, keys or values as a linear map, given the norm's scale.
+
+        Args:
+            layer: the layer's number.
+            head: the head's.
+            channel: "q", "k" or "v".
+            norm: the norm before the layer.
+            W_pos: the table that is added to what queries and keys read, after the norm.
+        """
+        weight, bias = (getattr(self, f"{name}_{channel.upper()}") for name in "Wb")
+        smeared = self.smear is not None and channel == "k"
+        return LinearChannel(
+            name=f"blocks.{layer}.attn",
+            channel=channel,
+            norm=norm,
+            weight=wide(weight[head]),
+            bias=None if bias is None else wide(bias[head]),
+            positions=maybe_wide(W_pos) if channel != "v" and self.sees_positions else None,
+            share=wide(self.smear)[head].sigmoid() if smeared and self.smear is not None else None,
+        )
+
+
+def _project(
+    x: Stream,
+    weight: Float[Tensor, "head d_model d_head"],
+    bias: Float[Tensor, "head d_head"] | None,
+) -> Heads:
+    # One matrix product for all heads; einsum would loop over them. Laid out like this, the copy of
+    # the weight moves whole rows of d_head, and costs little beside the product.
+    flat = weight.transpose(0, 1).flatten(1).T
+    out = F.linear(x, flat, None if bias is None else bias.flatten())
+    return out.unflatten(-1, weight.shape[::2])
+
+
+@dataclass(frozen=True, eq=False)
+class LinearChannel:
+    """One head's W_Q, W_K or W_V behind the attention's norm, and the smearing of its keys.
+
+    `share` is σ(α) for a key that is smeared, else None. `positions` are those that are added to
+    queries and keys only (shortformer), after the norm.
+    """
+
+    name: str
+    channel: str
+    norm: FrozenNorm | None
+    weight: Float[Tensor, "d_model d_head"]
+    bias: Float[Tensor, " d_head"] | None
+    positions: Float[Tensor, "pos d_model"] | None
+    share: Float[Tensor, ""] | None
+
+    @property
+    def centered(self) -> bool:
+        """Whether its norm takes the mean off the stream before it is read."""
+        return self.norm is not None and self.norm.centered
+
+    def maps(self, maps: Float[Tensor, "lag d_model d_model"], scale: Factor) -> Tensor:
+        """The map of each lag, for a position that has all its lags."""
+        out = self._project(maps, scale)
+        if self.share is None:
+            return out
+        nothing = torch.zeros_like(out[:1])
+        current, previous = torch.cat([out, nothing]), torch.cat([nothing, out])
+        return self.share * current + (1 - self.share) * previous
+
+    def parts(
+        self, parts: Parts, scale: Factor, key_mask: KeyMask | None
+    ) -> Float[Tensor, "lag batch pos d_head"]:
+        """What each lag adds to the head's query, key or value, on sequences."""
+        out = self._project(parts, scale)
+        if self.share is None:
+            return out
+        current, previous = self._smear(out, key_mask)
+        nothing = torch.zeros_like(out[:1])
+        return torch.cat([current, nothing]) + torch.cat([nothing, previous])
+
+    def constants(
+        self, below: Constants, n_pos: int, scale: Factor, key_mask: KeyMask | None
+    ) -> Constants:
+        """What each constant adds to it."""
+        own = {name: self._project(x, scale) for name, x in below.items()}
+        if self.norm is not None and self.norm.offset is not None:
+            own[f"{self.norm.name}.b"] = everywhere(self.norm.offset @ self.weight, n_pos)
+        if self.bias is not None:
+            own[f"{self.name}.b_{self.channel.upper()}"] = everywhere(self.bias, n_pos)
+        if self.positions is not None:
+            own["pos_embed.W_pos"] = (self.positions[:n_pos] @ self.weight)[None]
+        if self.share is None:
+            return own
+        smeared = {name: self._smear(x, key_mask) for name, x in own.items()}
+        return {name: current + previous for name, (current, previous) in smeared.items()}
+
+    def _project(self, x: Tensor, scale: Factor) -> Tensor:
+        return (x if self.norm is None else self.norm(x, scale)) @ self.weight
+
+    def _smear(self, x: Tensor, key_mask: KeyMask | None) -> tuple[Tensor, Tensor]:
+        """The smeared key's part from here and its part from the key before.
+
+        The first key, and one after padding, is unchanged.
+        """
+        assert self.share is not None
+        has_previous = x.new_ones(1, x.shape[-2], 1)
+        if key_mask is not None:
+            has_previous = key_mask[..., None].to(x)
+        given = later(has_previous, 1) * (1 - self.share)
+        return (1 - given) * x, given * later(x, 1)

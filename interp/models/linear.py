@@ -1,0 +1,219 @@
+"""Sublayers as linear maps, once what depends on the token is frozen: norms' scales, gates.
+
+A norm divides by a scale that depends on its input, and is linear otherwise:
+
+    x ↦ x C diag(γ) / s + β,
+
+C being the centring of a LayerNorm (the identity for RMSNorm). With s given, a convolution is one
+linear map per lag, plus terms that no token writes: offsets and biases. Parts of a stream are kept
+lag first, `[lag batch pos d_model]`; the same code composes weights, `[lag d_model d_model]`, which
+have no positions to move along.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.models.norm import Norm
+from interp.models.shapes import KeyMask
+
+Factor = float | Float[Tensor, "..."]
+Frozen = Mapping[str, Factor]
+"""The value of every frozen factor, by its name: of some sequences, or a mean over tokens."""
+Parts = Float[Tensor, "_ ... d_model"]
+"""By lag, which grows on the way."""
+Constants = Mapping[str, Float[Tensor, "#batch pos _"]]
+"""What no token writes, under the name of the parameter it comes from."""
+Move = Callable[[Tensor, int], Tensor]
+
+
+def wide(x: Tensor) -> Tensor:
+    """A weight without its gradient, in float32 or wider: 16 bits are too few to add up in."""
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+
+
+def maybe_wide(x: Tensor | None) -> Tensor | None:
+    """The same of a weight that may not be there."""
+    return None if x is None else wide(x)
+
+
+def later(x: Float[Tensor, "... pos _"], lag: int) -> Float[Tensor, "... pos _"]:
+    """x moved `lag` positions later, zeros moving in."""
+    return x if lag == 0 else F.pad(x, (0, 0, lag, 0))[..., : x.shape[-2], :]
+
+
+def stay(x: Tensor, lag: int) -> Tensor:
+    """Weights have no positions."""
+    return x
+
+
+def moving(key_mask: KeyMask | None) -> Move:
+    """How the terms of a convolution move: padding counts as zero."""
+    if key_mask is None:
+        return later
+    return lambda x, lag: later(x * key_mask[..., None], lag)
+
+
+def everywhere(row: Float[Tensor, " _"], n_pos: int) -> Float[Tensor, "1 pos _"]:
+    """The same vector at every position."""
+    return row.expand(1, n_pos, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Freezing:
+    """A factor that can be frozen: its name, and the hook point that its value is read at."""
+
+    name: str
+    hook: str
+
+    def of(self, activation: Tensor) -> Tensor:
+        """The factor on sequences, as it stands beside parts `[lag batch pos _]`."""
+        return activation
+
+    def total(self, activation: Tensor) -> Factor:
+        """The sum of the factor over all tokens, for its mean."""
+        return float(activation.double().sum())
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenNorm:
+    """x ↦ x C diag(γ) / s, with the scale s held at a given value.
+
+    Attributes:
+        name: the module's, "blocks.0.ln1"; its scale is read at `{name}.hook_scale`.
+        centered: whether the mean is taken off.
+        gain: γ, or None.
+        offset: β, or None.
+        eps: added to the variance under the root.
+    """
+
+    name: str
+    centered: bool
+    gain: Float[Tensor, " d_model"] | None
+    offset: Float[Tensor, " d_model"] | None
+    eps: float
+
+    @classmethod
+    def of(cls, norm: Any, name: str) -> "FrozenNorm | None":
+        """Of a module, its weights at least in float32; None where there is no norm."""
+        if not isinstance(norm, Norm):
+            return None
+        return cls(name, norm.centered, maybe_wide(norm.w), maybe_wide(norm.b), norm.eps)
+
+    @property
+    def factor(self) -> Freezing:
+        """The scale."""
+        return Freezing(self.name, f"{self.name}.hook_scale")
+
+    def __call__(self, x: Float[Tensor, "... d_model"], scale: Factor) -> Tensor:
+        """The linear part: x C diag(γ) / s."""
+        x = self.center(x) / scale
+        return x if self.gain is None else x * self.gain
+
+    def center(self, x: Float[Tensor, "... d_model"]) -> Tensor:
+        """x C: LayerNorm takes the mean off, RMSNorm does not."""
+        return x - x.mean(-1, keepdim=True) if self.centered else x
+
+    def reading(self, weight: Float[Tensor, "... d_model d_out"]) -> Tensor:
+        """C diag(γ) W: a map that reads through the norm, without its scale."""
+        if self.gain is not None:
+            weight = self.gain[:, None] * weight
+        return weight - weight.mean(-2, keepdim=True) if self.centered else weight
+
+    def writing(self, weight: Float[Tensor, "... d_model"]) -> Tensor:
+        """W C: a map whose outputs are read through such a norm."""
+        return self.center(weight)
+
+    def behind(self, weight: Float[Tensor, "... d_model"]) -> Tensor:
+        """W C diag(γ): a map that the norm stands behind."""
+        weight = self.center(weight)
+        return weight if self.gain is None else weight * self.gain
+
+
+class LinearLayer(ABC):
+    """A mixer that is linear given its frozen factors, with its norm and its residual path.
+
+    Attributes:
+        layer: its number.
+        norm: the norm before it, or after the sum where `post_norm`; None where there is none.
+        residual: whether what it writes is added to the stream or replaces it.
+        post_norm: whether the norm stands behind the sum.
+        lags: how many tokens it reads, the current one included.
+    """
+
+    layer: int
+    norm: FrozenNorm | None
+    residual: bool
+    post_norm: bool
+    lags: int
+
+    is_implied: bool = True
+    """Whether the stream's moments imply its frozen factors, as they do a norm's mean scale."""
+
+    @property
+    def factors(self) -> tuple[Freezing, ...]:
+        """What has to be frozen."""
+        return () if self.norm is None else (self.norm.factor,)
+
+    @property
+    def centered(self) -> bool:
+        """Whether its norm takes the mean off the stream before it is read."""
+        return self.norm is not None and self.norm.centered and not self.post_norm
+
+    @abstractmethod
+    def terms(self, x: Float[Tensor, "... _"], frozen: Frozen, move: Move) -> Iterable[Tensor]:
+        """What each lag makes of the normalised stream, from lag 0 on."""
+
+    @abstractmethod
+    def biases(self, n_pos: int, move: Move) -> dict[str, Tensor]:
+        """What is written whatever is read, by the name of the parameter."""
+
+    def parts(self, parts: Parts, frozen: Frozen, move: Move) -> Parts:
+        """The parts of the stream after this layer, by how far back they come from in all."""
+        return self._leave(self.written(parts, frozen, move), frozen)
+
+    def constants(self, below: Constants, n_pos: int, frozen: Frozen, move: Move) -> Constants:
+        """The constant parts of the stream after this layer: those from below, and its own."""
+        written = self.written_constants(below, n_pos, frozen, move)
+        after = {name: self._leave(x, frozen) for name, x in written.items()}
+        if self.post_norm and self.norm is not None and self.norm.offset is not None:
+            after[f"{self.norm.name}.b"] = everywhere(self.norm.offset, n_pos)
+        return after
+
+    def written_constants(
+        self, below: Constants, n_pos: int, frozen: Frozen, move: Move
+    ) -> dict[str, Tensor]:
+        """The constants before a post-norm."""
+        through = {name: self.written(x[None], frozen, move).sum(0) for name, x in below.items()}
+        own = self.biases(n_pos, move)
+        if not self.post_norm and self.norm is not None and self.norm.offset is not None:
+            # A lag that reaches before the first token has no offset either.
+            offset = everywhere(self.norm.offset, n_pos)
+            through_lags = torch.stack(list(self.terms(offset, frozen, move))).sum(0)
+            own = {f"{self.norm.name}.b": through_lags, **own}
+        return through | own
+
+    def written(self, parts: Parts, frozen: Frozen, move: Move) -> Parts:
+        """The parts before a post-norm."""
+        terms = list(self.terms(self._enter(parts, frozen), frozen, move))
+        n, place = len(parts), torch.broadcast_shapes(parts.shape[1:], terms[0].shape[1:])
+        out = parts.new_zeros(n + self.lags - 1, *place)
+        for lag, term in enumerate(terms):
+            out[lag : lag + n] += term
+        if self.residual:
+            out[:n] += parts
+        return out
+
+    def _enter(self, x: Tensor, frozen: Frozen) -> Tensor:
+        return x if self.post_norm or self.norm is None else self.norm(x, frozen[self.norm.name])
+
+    def _leave(self, x: Tensor, frozen: Frozen) -> Tensor:
+        if not self.post_norm or self.norm is None:
+            return x
+        return self.norm(x, frozen[self.norm.name])
