@@ -100,7 +100,7 @@ class ActivationCache(_ActivationCache):
         The labels are of the form L1H3.
         """
         layer = self._layer(layer)
-        groups = list(self._terms(layer, are_heads=True))
+        groups = list(self._head_results(layer))
         if incl_remainder:
             written = [results.sum(0) for _, results in groups]
             groups.append((["remainder"], (self._stream_before(layer) - sum(written))[None]))
@@ -126,8 +126,8 @@ class ActivationCache(_ActivationCache):
         layer = self._layer(layer, mlp_input)
         bias = self.model.accumulated_bias(layer, mlp_input, include_mlp_biases=expand_neurons)
         groups = chain(
-            self._terms(layer + mlp_input, are_heads=True),
-            self._terms(layer + mlp_input, are_heads=False),
+            self._head_results(layer + mlp_input),
+            self._lags(layer + mlp_input),
             self._neurons(layer) if expand_neurons else self._sublayers(layer, False, "mlp"),
             self._embeddings(),
             [(["bias"], bias.expand_as(self["hook_embed"])[None])],
@@ -236,15 +236,19 @@ class ActivationCache(_ActivationCache):
                     label = f"{index}_{sublayer.sum.kind}_out"
                     yield [label], self._written(sublayer.sum)[None]
 
-    def _terms(self, layer: int, are_heads: bool) -> Iterator[Group]:
-        """What each head, or each lag, wrote below a layer."""
+    def _head_results(self, layer: int) -> Iterator[Group]:
+        self.compute_head_results()
+        for index in (i for i in self.model.attention_layers if i < layer):
+            results = self[f"blocks.{index}.attn.hook_result"].movedim(-2, 0)
+            yield [f"L{index}H{head}" for head in range(len(results))], results
+
+    def _lags(self, layer: int) -> Iterator[Group]:
+        """What each lag wrote below a layer."""
         for index in range(layer):
             for sublayer in self.model.sublayers(index):
-                name = f"{index}_{sublayer.sum.kind}"
-                for number, writer in enumerate(sublayer.terms):
-                    if are_heads == (writer.kind == "head"):
-                        label = writer.label if are_heads else f"{name}_{writer.kind}{number}"
-                        yield [label], self._written(writer)[None]
+                lags = (writer for writer in sublayer.terms if writer.kind == "lag")
+                for number, writer in enumerate(lags):
+                    yield [f"{index}_{sublayer.sum.kind}_lag{number}"], self._written(writer)[None]
 
     def _written(self, writer: Writer) -> Tensor:
         activation = self[writer.place.hook]
