@@ -44,6 +44,7 @@ class ModelConfig:
         dropout: share of activations dropped in training.
         rotary_base: the longest rotary wavelength, in positions, over 2 pi.
 
+    >>> from interp.models import Attention, Conv
     >>> config = ModelConfig(d_vocab=100, d_model=32, n_ctx=64,
     ...                      layers=(Conv(lags=2), Attention(n_heads=4, d_head=8)))
     >>> ModelConfig.from_json(config.to_json()) == config

@@ -100,7 +100,7 @@ def test_a_convolution_reads_zero_where_there_is_padding() -> None:
     x = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 4, 1)
     assert conv(x).flatten().tolist() == [1.5, 12.5, 123.5, 234.5]
     mask = torch.tensor([[True, False, True, True]])
-    assert conv(x, mask).flatten().tolist() == [1.5, 10.5, 103.5, 34.5]
+    assert conv(x, key_mask=mask).flatten().tolist() == [1.5, 10.5, 103.5, 34.5]
 
 
 def test_a_missing_token_has_no_lag_bias() -> None:
@@ -111,7 +111,7 @@ def test_a_missing_token_has_no_lag_bias() -> None:
     x = torch.zeros(1, 4, 1)
     assert conv(x).flatten().tolist() == [1, 11, 11, 11]
     mask = torch.tensor([[True, False, True, True]])
-    assert conv(x, mask).flatten().tolist() == [1, 10, 1, 11]
+    assert conv(x, key_mask=mask).flatten().tolist() == [1, 10, 1, 11]
 
 
 def test_smearing_by_hand() -> None:
