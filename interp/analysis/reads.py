@@ -14,6 +14,7 @@ from torch import Tensor
 
 from interp.analysis.maps.routes import CHANNELS, Channel, ours, place_of, route
 from interp.analysis.maps.scales import MeanScales, mean_scales
+from interp.models.linear import Frozen
 from interp.models.shapes import Tokens
 
 
@@ -32,7 +33,7 @@ class Reads:
         constants: what no token writes, by the name of its parameter ("blocks.0.conv.b_conv",
             "pos_embed.W_pos" for shortformer positions): `[pos d_head]`, over n_ctx positions.
             Biases are constant once a position has all its lags.
-        scales: what each norm divides by, by the norm's name.
+        scales: the mean of every frozen factor, by name: what a norm divides by, a gate.
         scales_from: where the scales come from: "tokens", the embedding, "no norm".
         n_ctx: the model's longest context.
         centered: no map reads the mean over the directions of x: a LayerNorm takes it off first.
@@ -44,7 +45,7 @@ class Reads:
     layer: int
     maps: Float[Tensor, "lag d_model d_head"]
     constants: Mapping[str, Float[Tensor, "pos d_head"]]
-    scales: Mapping[str, float]
+    scales: Frozen
     scales_from: str
     n_ctx: int
     centered: bool
