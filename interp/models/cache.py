@@ -10,7 +10,7 @@ from transformer_lens import ActivationCache as _ActivationCache
 from transformer_lens.utilities.slice import Slice
 
 from interp.models.block import Block
-from interp.models.description import Writer
+from interp.models.description import Term
 from interp.models.layers import FeedForward
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class ActivationCache(_ActivationCache):
         `mode` is "all", "attn", "mlp" or, ours, "conv".
         """
         layers = range(len(self.model.blocks))
-        kinds = {part.sum.kind for index in layers for part in self.model.sublayers(index)}
+        kinds = {part.writer.kind for index in layers for part in self.model.sublayers(index)}
         modes = ("all", *sorted(kinds | {"attn", "conv", "mlp"}))
         if mode not in modes:
             raise ValueError(f"mode is {mode!r}; choose one of {', '.join(modes)}")
@@ -231,10 +231,9 @@ class ActivationCache(_ActivationCache):
     def _sublayers(self, layer: int, mlp_input: bool, mode: str) -> Iterator[Group]:
         for index in range(layer + mlp_input):
             mixer, *rest = self.model.sublayers(index)
-            for sublayer in (mixer, *(rest if index < layer else ())):
-                if mode in ("all", sublayer.sum.kind):
-                    label = f"{index}_{sublayer.sum.kind}_out"
-                    yield [label], self._written(sublayer.sum)[None]
+            for writer in (part.writer for part in (mixer, *(rest if index < layer else ()))):
+                if mode in ("all", writer.kind):
+                    yield [f"{index}_{writer.kind}_out"], self[writer.hook][None]
 
     def _head_results(self, layer: int) -> Iterator[Group]:
         self.compute_head_results()
@@ -246,15 +245,15 @@ class ActivationCache(_ActivationCache):
         """What each lag wrote below a layer."""
         for index in range(layer):
             for sublayer in self.model.sublayers(index):
-                lags = (writer for writer in sublayer.terms if writer.kind == "lag")
-                for number, writer in enumerate(lags):
-                    yield [f"{index}_{sublayer.sum.kind}_lag{number}"], self._written(writer)[None]
+                lags = (term for term in sublayer.terms if term.kind == "lag")
+                for number, term in enumerate(lags):
+                    yield [f"{index}_{sublayer.writer.kind}_lag{number}"], self._written(term)[None]
 
-    def _written(self, writer: Writer) -> Tensor:
-        activation = self[writer.place.hook]
-        if self.has_batch_dim:
-            return writer.written(activation)
-        return writer.written(activation[None])[0]
+    def _written(self, term: Term) -> Tensor:
+        activation = self[term.place.hook]
+        return term.written(activation if self.has_batch_dim else activation[None]).view(
+            *self["hook_embed"].shape
+        )
 
     def _neurons(self, layer: int) -> Iterator[Group]:
         for index in range(layer):

@@ -4,9 +4,9 @@ In the words of Elhage et al. (2021) every sublayer reads the residual stream an
 the stream is the sum of what was written. A view lists the writers of its model. What a layer
 writes, what lies between two ends of a path, and what a logit is a sum of follow from that list.
 
-A `Sublayer` says the rest: the terms that a writer's sum is made of (heads, lags) and how each becomes
-a vector of the stream, what reads the stream for it (queries, keys, values), its norm, and the linear
-map that it is once frozen factors are given, if it is one.
+A `Sublayer` says the rest: the terms that a writer's sum is made of (heads, lags) and how each
+becomes a vector of the stream, what reads the stream for it (queries, keys, values), its norm, and
+the linear map that it is once frozen factors are given, if it is one.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -6,12 +6,11 @@ either, and what a model cannot answer is refused at once, with the reason.
 
 from collections.abc import Collection, Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.models.block import AttentionBlock, Block
 from interp.models.bridge import BridgeView
 from interp.models.description import Writer
 from interp.models.entries import Entries, entries_from_parts, entries_of
@@ -88,14 +87,8 @@ class _OurView(View):
         model = self.model
         enters = model.pos_embed is not None and model.positions_enter_stream
         writers = [Writer.embedding(kind) for kind in ("embed", "pos_embed")[: 1 + enters]]
-        for layer, block in enumerate(cast(list[Block], list(model.blocks))):
-            kinds = ["attn" if isinstance(block, AttentionBlock) else "conv"]
-            kinds += ["mlp"] if block.mlp is not None else []
-            for kind in kinds:
-                prefix = f"blocks.{layer}."
-                hook, module = f"{prefix}hook_{kind}_out", prefix + kind
-                label = f"L{layer}.{kind}"
-                writers.append(Writer(label, hook, layer, kind, module, is_mlp=kind == "mlp"))
+        for layer in range(self.n_layers):
+            writers += [sublayer.writer for sublayer in model.sublayers(layer)]
         return tuple(writers)
 
     @property

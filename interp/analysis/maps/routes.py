@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from interp.models import HookedSequenceModel
 from interp.models.block import Block
