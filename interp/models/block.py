@@ -33,14 +33,14 @@ class Block(nn.Module):
 
     def __init__(self, mixer: Mixer, ln1: nn.Module, wiring: Wiring, dropout: float):
         super().__init__()
-        self.wiring, self.mixer_name = wiring, mixer.name
+        self.wiring, self.mixer_name = wiring, mixer.slot
         self.ln1 = ln1
         self.dropout = nn.Dropout(dropout)
         self.mlp: FeedForward | None = None
         self.hook_resid_pre = HookPoint()
         self.hook_resid_post = HookPoint()
-        self.add_module(mixer.name, mixer)
-        self.add_module(f"hook_{mixer.name}_out", HookPoint())
+        self.add_module(mixer.slot, mixer)
+        self.add_module(f"hook_{mixer.slot}_out", HookPoint())
 
     def add_mlp(self, mlp: FeedForward, ln2: nn.Module) -> None:
         """Give the block its second half; without one there is no `hook_resid_mid`."""
@@ -87,9 +87,9 @@ class Block(nn.Module):
         """What this block, as number `layer`, says of itself."""
         mixer, prefix = self.mixer, f"blocks.{layer}."
         post_norm, norm = self.wiring.post_norm, FrozenNorm.of(self.ln1, f"{prefix}ln1")
-        biases = {f"{prefix}{mixer.name}.{mixer.bias_name}": mixer.bias}
+        biases = {f"{prefix}{mixer.slot}.{mixer.bias_name}": mixer.bias}
         yield Sublayer(
-            _writer(layer, mixer.name),
+            _writer(layer, mixer.slot),
             terms=tuple(mixer.terms(layer)),
             constants={name: wide(bias) for name, bias in biases.items() if bias is not None},
             readers=tuple(mixer.readers(layer)),

@@ -183,7 +183,7 @@ class MultiHeadAttention(Mixer):
     changes nothing.
     """
 
-    name: ClassVar[str] = "attn"
+    slot: ClassVar[str] = "attn"
     matrices: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("W_Q", "W_K", "W_V"), "head i o -> 1 (head o) i"),
         "W_O": "head i o -> 1 o (head i)",

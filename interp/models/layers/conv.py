@@ -83,7 +83,7 @@ class CausalConv(Mixer):
     to. A padding position is zero to a convolution.
     """
 
-    name: ClassVar[str] = "conv"
+    slot: ClassVar[str] = "conv"
 
     W_conv: Tensor
     b_lags: Tensor | None

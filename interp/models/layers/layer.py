@@ -76,9 +76,9 @@ class LayerSpec(ABC):
 
 
 class Mixer(nn.Module, ABC):
-    """What a block does between positions. Its sum is at the block's `hook_{name}_out`."""
+    """What a block does between positions. Its sum is at the block's `hook_{slot}_out`."""
 
-    name: ClassVar[str]
+    slot: ClassVar[str]
     """Where it stands in its block: "attn", "conv"."""
 
     matrices: ClassVar[Mapping[str, str]] = {}
@@ -98,7 +98,7 @@ class Mixer(nn.Module, ABC):
     @property
     def bias_name(self) -> str:
         """That parameter's name."""
-        return f"b_{self.name}"
+        return f"b_{self.slot}"
 
     def fan_in(self, name: str, weight: Tensor) -> int:
         """How many numbers one output of this weight adds up."""
