@@ -151,7 +151,10 @@ def weights(s: Subject) -> Iterator[Question]:
     yield "previous_token_match", partial(interp.previous_token_match, s.model, **on_text, **turn)
     composed = partial(interp.composition_scores, s.model, n_rotations=N_RANDOM, **turn)
     yield "composition_scores", lambda: composed().sel(measure="score").values
-    yield "composition_scores/baseline", lambda: Loose(composed())
+    baseline = ["excess", "spread", "p_corrected"]
+    yield "composition_scores/baseline", lambda: Loose(composed().sel(measure=baseline))
+    # Three rotations may differ by little, and a z-value divides by that.
+    yield "composition_scores/z", lambda: Loose(composed().sel(measure="z").values, 1e-3)
 
 
 def of_reads(reads: interp.analysis.Reads) -> dict[str, Any]:
