@@ -7,7 +7,7 @@ import torch
 from interp.analysis import induction_score, repeated_tokens
 from interp.analysis.lags import lag_circuits, lag_pair_shares
 from interp.analysis.removal import without_lag_pair
-from interp.models import HookedAttn
+from interp.models import HookedAttn, HookedConvAttn
 from tests.analysis import measured, planted, readers
 from tests.models import zoo
 
@@ -198,6 +198,102 @@ def test_removing_the_matching_pair_ends_induction():
     np.testing.assert_allclose(other.values, clean.values)
 
 
+@pytest.mark.parametrize(
+    "name", ["lag bias", "rotary, smeared", "two convolutions, post, shortformer"]
+)
+def test_another_sequences_part_is_what_is_subtracted(name):
+    """Row b lacks the part of row b % 2 of the others, as split on them one by one."""
+    model, tokens = readers.build(name), zoo.tokens()
+    other = zoo.tokens(batch=5)[3:].flip(1)
+    head, layer, index = reading_back(model)[1]
+    site = f"blocks.{layer}.attn.hook_attn_scores"
+    _, before = model.run_with_cache(tokens, names_filter=site)
+    with model.hooks(fwd_hooks=without_lag_pair(model, head, (0, 1), of=other)):
+        _, after = model.run_with_cache(tokens, names_filter=site)
+    change = (before[site] - after[site]).nan_to_num()
+    assert (change[:, [i for i in range(change.shape[1]) if i != index]] == 0).all()
+    for row in range(len(tokens)):
+        circuits = lag_circuits(model, head, other[row % 2][None])
+        part = circuits.scores.sel(query_lag="lag 0", key_lag="lag 1").values
+        seen = ~np.isnan(part)
+        assert np.abs(part[seen]).max() > 1e-3
+        np.testing.assert_allclose(change[row, index].numpy()[seen], part[seen], atol=1e-9)
+
+
+def test_a_sequences_own_part_handed_in_is_the_removal():
+    model, tokens = readers.build("three lags"), zoo.tokens()
+    for pair in ((0, 1), (2, 0)):
+        found = []
+        for of in (None, tokens):
+            with model.hooks(fwd_hooks=without_lag_pair(model, "L1H1", pair, of=of)):
+                found.append(model(tokens))
+        torch.testing.assert_close(*found)
+
+
+def shuffled_twice(probe, seed=0):
+    """The same first copies, each followed by its tokens in another order."""
+    generator = torch.Generator().manual_seed(seed)
+    first, n = probe.tokens[:, : probe.start + probe.n], probe.n
+    orders = torch.stack([torch.randperm(n, generator=generator) for _ in first])
+    return torch.cat([first, first[:, probe.start :].gather(1, orders)], 1)
+
+
+def test_removing_what_matches_elsewhere_leaves_the_planted_head_most_of_its_score():
+    """The other's match takes 20 from one place of a row; the head's own stays where it is."""
+    model = planted.induction_conv_attn(d_vocab=40, n_ctx=70)
+    probe = repeated_tokens(30, d_vocab=40, bos=0, n_sequences=6)
+    elsewhere = shuffled_twice(probe)
+    n = probe.n
+    hits = [
+        (row, t, s)
+        for row, order in enumerate(elsewhere)
+        for t in range(n + 1, 2 * n + 1)
+        for s in range(2, t + 1)
+        if order[t] == order[s - 1] and s == t - n + 1
+    ]
+    score = {}
+    for what, of in (("own", None), ("same places", probe.tokens.roll(1, 0)), ("other", elsewhere)):
+        with model.hooks(fwd_hooks=without_lag_pair(model, "L1H0", (0, 1), of=of)):
+            score[what] = induction_score(model, n=n, n_sequences=6).sel(head="L1H0")
+    # Every repeated sequence matches at the same places: no control.
+    assert float(score["same places"]) == pytest.approx(float(score["own"]), abs=1e-6)
+    assert float(score["own"]) == pytest.approx(float(score["own"].chance))
+    # A shuffled one takes away just those matches that its shuffling left where they were.
+    lost = len(hits) / (6 * n)
+    assert float(score["other"]) == pytest.approx(1 - lost * (1 - 1 / 45), abs=0.01)
+    assert float(score["other"]) > 0.9
+
+
+@pytest.mark.slow
+def test_without_the_matching_pair_the_target_is_a_place_like_others_whatever_the_weights():
+    """Algebra: only (0, 1) tells the target from what follows it in the first copy.
+
+    No token of these places has come again before the query, so nothing else sets them apart for
+    one layer without positions.
+    """
+    n, away = 20, {(0, 1): [], (1, 0): []}
+    for seed in range(6):
+        model = HookedConvAttn(
+            d_vocab=60, d_model=16, n_heads=1, n_ctx=48, positions="none", norm="none", seed=seed
+        )
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                weight *= 30 if name == "embed.W_E" else 3
+        tokens = repeated_tokens(n, d_vocab=60, bos=0, n_sequences=300, seed=seed).tokens
+        for pair, found in away.items():
+            with model.hooks(fwd_hooks=without_lag_pair(model, "L1H0", pair)):
+                _, cache = model.run_with_cache(tokens, names_filter="blocks.1.attn.hook_pattern")
+            pattern = cache["pattern", 1][:, 0]
+            gaps = []
+            for t in range(n + 2, 2 * n - 1):
+                rest = range(t - n + 2, n + 1)
+                gaps.append(pattern[:, t, t - n + 1] - pattern[:, t, list(rest)].mean(1))
+            gap = torch.stack(gaps, 1).mean(1)
+            found.append(abs(float(gap.mean() / gap.std() * len(gap) ** 0.5)))
+    assert max(away[0, 1]) < 3.5
+    assert np.median(away[1, 0]) > 3.5
+
+
 def test_hooks_are_gone_afterwards_and_the_model_is_as_it_was():
     model, tokens = readers.build("three lags").train(), zoo.tokens()
     before = {name: x.clone() for name, x in model.state_dict().items()}
@@ -216,6 +312,16 @@ def test_sixteen_bits_are_computed_in_float32():
     assert (scores.nan_to_num() - expected.nan_to_num(neginf=0)).abs().max() < 0.15
 
 
+def test_other_sequences_are_as_long_as_those_that_are_run():
+    model, tokens = readers.build("three lags"), zoo.tokens()
+    hooks = without_lag_pair(model, "L1H0", (0, 1), of=tokens[:, :6])
+    with (
+        model.hooks(fwd_hooks=hooks),
+        pytest.raises(ValueError, match="8 positions, those whose part is subtracted 6"),
+    ):
+        model(tokens)
+
+
 def test_refusals_come_before_any_work():
     model = measured.never_run(readers.build("three lags"))
     with pytest.raises(ValueError, match="layer 0 is a convolution"):
@@ -226,6 +332,8 @@ def test_refusals_come_before_any_work():
         lag_circuits(model, "L1H0", distance=1)
     with pytest.raises(ValueError, match="the key lags of L1H0 are 0 to 2"):
         without_lag_pair(model, "L1H0", (0, 3))
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        without_lag_pair(model, "L1H0", (0, 1), of=zoo.tokens() + 100)
     plain = HookedAttn(d_vocab=9, d_model=6, n_heads=2, n_ctx=8)
     for refused in (lag_circuits, lambda m, h: without_lag_pair(m, h, (0, 0))):
         with pytest.raises(ValueError, match="no convolution with two or more lags lies below it"):
