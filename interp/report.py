@@ -1,5 +1,6 @@
 """One model, its analyses, one page: the only place where analyses and plots meet."""
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +164,7 @@ def _write(found: Report, seen: View, probe: RepeatedTokens) -> None:
         Section(
             "What it does for the predictions",
             "Random tokens cannot be predicted, but their repetition can. A model with induction "
-            "heads pays less for the second copy than for the first.",
+            f"heads pays less for the second copy than for the first. {_why_so_much(found, seen)}",
             [found.loss.plot(), found.repeated.plot()],
         ),
         Section(
@@ -176,6 +177,18 @@ def _write(found: Report, seen: View, probe: RepeatedTokens) -> None:
         Section("The numbers", "", [found.scores, found.repeated]),
     ]
     write_page(found.path, f"{found.model}: what its heads copy", sections, lead=found.sentence())
+
+
+def _why_so_much(found: Report, seen: View) -> str:
+    first, chance = float(found.repeated.sel(measure="first_copy_loss")), math.log(seen.d_vocab)
+    uniform = f"Uniform guesses would cost ln({seen.d_vocab:,}) = {chance:.2f} nats"
+    if first < chance + 0.01:
+        return f"{uniform}; the first copy costs {first:.2f}."
+    return (
+        f"{uniform}, and the first copy costs {first:.2f}: a model trained on text expects text, "
+        "and gives what comes instead far too little probability. So both copies can cost more "
+        "than uniform guesses, and it is the drop from one to the other that counts."
+    )
 
 
 def _short_sequence(probe: RepeatedTokens) -> Tokens:

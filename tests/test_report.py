@@ -45,3 +45,17 @@ def test_a_missing_directory_is_refused_before_any_work(tmp_path: Path):
 def test_a_directory_is_no_page(tmp_path: Path):
     with pytest.raises(IsADirectoryError, match="give the name of a file"):
         interp.write_report("no model at all", tmp_path)
+
+
+@pytest.mark.parametrize(("bias", "said"), [(0.0, "; the first copy costs"), (30.0, "too little")])
+def test_the_page_says_why_random_tokens_cost_more_than_uniform_guesses(
+    tmp_path: Path, bias: float, said: str
+):
+    """Sure of one token, a model pays more than ln(vocabulary); one that knows nothing does not."""
+    model = interp.HookedAttn(d_vocab=60, d_model=16, n_heads=2, n_ctx=48)
+    with torch.no_grad():
+        model.unembed.W_U.zero_()
+        model.unembed.b_U[7] = bias
+    page = interp.write_report(model, tmp_path / "page.html", n_sequences=2).path.read_text()
+    assert "ln(60) = 4.09" in page
+    assert said in page
