@@ -1,8 +1,6 @@
 """The view of a `transformer_lens.TransformerBridge`: any Hugging Face model, patterns in hooks."""
 
-from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from interp.models.description import Writer
 from interp.models.entries import Entries, entries_of
+from interp.models.hooks import without_hooks
 from interp.models.outputs import Outputs, OutputsOfLogits, at_positions
 from interp.models.shapes import Logits, Scores, Stream, Tokens
 from interp.models.view import Ear, Hear, Hook, Start, View, undisturbed
@@ -20,7 +19,7 @@ OUT_MULTIPLIERS = {"attn": "attention_out_multiplier", "mamba": "ssm_out_multipl
 """What Falcon-H1's config multiplies with what its mixers give, after their hook points."""
 
 MLPS = ("MLPBridge", "MoEBridge", "DenseOrMoEFeedForwardBridge")
-MAMBAS = ("SSMMixerBridge", "SSM2MixerBridge")
+SSMS = ("SSMMixerBridge", "SSM2MixerBridge")
 NORMS = ("NormalizationBridge", "RMSNormalizationBridge")
 
 
@@ -155,7 +154,7 @@ class BridgeView(View):
 
         names = {f"blocks.{layer}.attn.q.hook_out" for layer in self.heads} & set(self.hooks)
         tokens = torch.full((1, n_pos), self._ordinary_token)
-        with _without_hooks(self.model):
+        with without_hooks(self.model):
             self.listen_to_attention(tokens, hear, hooks=[(name, silence) for name in names])
         return visible
 
@@ -272,18 +271,5 @@ def _is_mlp(name: str, component: Any) -> bool:
 
 
 def _is_mamba(component: Any) -> bool:
-    return _is_a(component, MAMBAS)
-
-
-@contextmanager
-def _without_hooks(model: Any) -> Iterator[None]:
-    """Whoever else has hooked the model neither hears what is run inside, nor changes it."""
-    points = [point for point in model.hook_dict.values() if point.fwd_hooks]
-    hooks = [(point, point._forward_hooks, point.fwd_hooks) for point in points]
-    try:
-        for point in points:
-            point._forward_hooks, point.fwd_hooks = OrderedDict(), []
-        yield
-    finally:
-        for point, forward, handles in hooks:
-            point._forward_hooks, point.fwd_hooks = forward, handles
+    """By its state matrix: Nemotron-H calls attention and MLPs a mixer, too."""
+    return _is_a(component, SSMS) and hasattr(component.original_component, "A_log")

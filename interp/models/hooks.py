@@ -1,7 +1,10 @@
 """Hook points that a compiled model cannot skip in silence."""
 
 import difflib
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint as _HookPoint
@@ -35,3 +38,17 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """A hint for an error message: the names most like this one, or nothing."""
     close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
     return f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
+
+
+@contextmanager
+def without_hooks(model: Any) -> Iterator[None]:
+    """Whoever else has hooked the model neither hears what is run inside, nor changes it."""
+    points = [point for point in model.hook_dict.values() if point.fwd_hooks]
+    hooks = [(point, point._forward_hooks, point.fwd_hooks) for point in points]
+    try:
+        for point in points:
+            point._forward_hooks, point.fwd_hooks = OrderedDict(), []
+        yield
+    finally:
+        for point, forward, handles in hooks:
+            point._forward_hooks, point.fwd_hooks = forward, handles

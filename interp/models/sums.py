@@ -5,7 +5,6 @@ running, a path leaks, a logit's parts do not add up. So the model is run once, 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from interp.models.description import of_layer
+from interp.models.hooks import without_hooks
 
 if TYPE_CHECKING:
     from interp.models.view import View
@@ -63,7 +63,7 @@ def _measured(seen: "View") -> Sums:
     names = {f"blocks.{layer}.hook_resid_{end}" for layer in layers for end in ("pre", "post")}
     names |= {writer.hook for writer in seen.writers}
     names |= {f"blocks.{layer}.attn.hook_z" for layer in seen.heads}
-    with _unhooked(seen):
+    with without_hooks(seen.model):  # the description is of the model alone
         found = _heard(seen, tokens, names)
         sums = Sums()
         for layer in (-1, *layers):
@@ -141,7 +141,8 @@ def _entangled(
 def _check_heads(seen: "View", layer: int, found: Mapping[str, Tensor], sums: Sums) -> None:
     z = found.get(f"blocks.{layer}.attn.hook_z")
     attn = [writer for writer in of_layer(seen.writers, layer) if writer.kind == "attn"]
-    if z is None:  # what asks for it says so
+    if z is None:
+        sums.heads[layer] = f"nothing is computed at blocks.{layer}.attn.hook_z"
         return
     if z.ndim != 4 or z.shape[2] != seen.heads[layer]:
         wrong = f"it computes {z.shape[2]} heads, and its description has {seen.heads[layer]}"
@@ -187,17 +188,3 @@ def _heard(
     keepers = [keeper(name) for name in sorted(names & set(seen.hooks))]
     seen.outputs(tokens, positions=(0,), hooks=[*hooks, *keepers])
     return found
-
-
-@contextmanager
-def _unhooked(seen: "View") -> Iterator[None]:
-    """Without the hooks that others have set: the description is of the model alone."""
-    points = {id(point): point for point in seen.model.hook_dict.values()}.values()
-    hooks = [(point, point._forward_hooks) for point in points]
-    try:
-        for point, there in hooks:
-            point._forward_hooks = type(there)()
-        yield
-    finally:
-        for point, there in hooks:
-            point._forward_hooks = there

@@ -15,7 +15,7 @@ import transformers
 import interp
 from interp.models.bridge import BridgeView
 from interp.models.protocol import view
-from tests.analysis.bridges import D_VOCAB, GROUPED, N_CTX, SIZES, bridged, probe
+from tests.analysis.bridges import D_VOCAB, GROUPED, N_CTX, SIZES, bridged, hugging_face, probe
 
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 PLACED = {name: size for name, size in GROUPED.items() if name != "max_position_embeddings"}
@@ -308,15 +308,29 @@ def test_hooks_of_others_are_left_alone_and_do_not_mislead_the_check():
         assert calls == [len(tokens)]
 
 
-def test_a_number_of_heads_that_is_not_that_of_a_layer_is_refused(monkeypatch):
-    fewer = property(lambda self: {0: 4, 1: 2})
-    monkeypatch.setattr(BridgeView, "heads", fewer)
-    bridge = bridged(copy.deepcopy(models("llama")[0]))
-    with pytest.raises(ValueError, match=r"layer 1: it computes 4 heads, .* has 2"):
-        interp.ablate(bridge, probe(9), "heads", control="none")
-    with pytest.raises(ValueError, match=r"layer 1: it computes 4 heads, .* has 2"):
-        interp.logit_attribution(bridge, probe(9))
-    interp.ablate(bridge, probe(9), "L0H*", control="none")
+def test_layers_that_differ_in_heads_are_refused():
+    config = transformers.LagunaConfig(
+        **GROUPED, head_dim=8, num_attention_heads_per_layer=[4, 8], num_experts=2,
+        num_experts_per_tok=1, moe_intermediate_size=16,
+    )  # fmt: skip
+    bridge = bridged(hugging_face("laguna", config))
+    for call in (
+        lambda: interp.ablate(bridge, probe(9), "heads", control="none"),
+        lambda: interp.ablate(bridge, probe(9), "L1H3", control="none"),
+        lambda: interp.logit_attribution(bridge, probe(9)),
+    ):
+        with pytest.raises(ValueError, match=r"layer 1.* 8 heads, .* 4"):
+            call()
+    interp.logit_attribution(bridge, probe(9), by="layers")
+
+
+def test_a_mixer_is_called_mamba_only_where_it_is_one():
+    config = transformers.NemotronHConfig(
+        **GROUPED, head_dim=8, layers_block_type=["mamba", "attention"], mamba_num_heads=8,
+        mamba_head_dim=8, n_groups=1, ssm_state_size=8, chunk_size=16,
+    )  # fmt: skip
+    labels = [writer.label for writer in view(bridged(hugging_face("nemotron", config))).writers]
+    assert labels == ["embed", "L0.mamba", "L1.mixer"]
 
 
 # -------------------------------------------------------------------------------------- messages

@@ -189,8 +189,8 @@ class Catalogue:
 
     def _unknown(self, name: str) -> str:
         lags = [label for label in self.places if "lag" in label]
-        if self.seen.head_labels:
-            there = f"the heads are {_some(self.seen.head_labels)}"
+        if heads := [label for label in self.seen.head_labels if label in self.places]:
+            there = f"the heads are {_some(heads)}"
         else:
             writers = [writer.label for writer in self.seen.writers]
             there = f"it has no heads; {_some(writers)} write"

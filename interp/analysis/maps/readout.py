@@ -35,7 +35,12 @@ class Readout:
     @classmethod
     def of(cls, model: Any) -> "Readout":
         """Of a model of ours or of a bridge."""
-        norm = model.ln_final
+        norm = getattr(model, "ln_final", None)
+        if norm is None:
+            raise ValueError(
+                f"{type(model).__name__} has no norm before its unembedding that is known of, so "
+                "its logits cannot be read from the stream; give a model with one"
+            )
         if isinstance(model, HookedSequenceModel):
             gain, offset = (norm.w, norm.b) if isinstance(norm, Norm) else (None, None)
             centered = isinstance(norm, Norm) and norm.centered
