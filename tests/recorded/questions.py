@@ -66,11 +66,11 @@ def gradients(s: Subject) -> dict[str, float]:
 
 
 def muon_groups(s: Subject) -> dict[str, int]:
-    """How many parameters Muon moves, by what they are, and how many AdamW does."""
+    """How many parameters Muon moves, and how many AdamW does."""
     optimizer = optimizer_for(s.model, interp.Recipe(optimizer="muon"))
     sizes: dict[str, int] = {}
     for group in optimizer.param_groups:
-        name = group.get("layout") or "AdamW"
+        name = "Muon" if "layout" in group else "AdamW"
         sizes[name] = sizes.get(name, 0) + sum(p.numel() for p in group["params"])
     return sizes
 
