@@ -25,7 +25,7 @@ def test_the_square_has_the_moments_of_haar_rotations(width, m, n, power):
     # For traceless A and B, E tr(A R B Rᵀ)² = 2 |A|² |B|² / ((d - 1)(d + 2)) (Weingarten), so the
     # square of the score has mean 1/d and this variance.
     left, right = decaying(m, power, width), decaying(n, 1.0, width)
-    mean, deviation = moments(left, right, 1_500)
+    mean, deviation = moments(left, right, 1_000)
     squares = float(mean**2 + deviation**2)
     assert squares == pytest.approx(1 / width, rel=0.05)
     purities = [float(side.square().sum()) - 1 / width for side in (left, right)]
@@ -81,7 +81,7 @@ def test_pairs_share_a_rotation_as_little_as_heads_share_directions():
 @pytest.mark.parametrize("n_maps", [1, 6])
 def test_chance_alone_lets_a_pair_survive_as_often_as_it_says(n_maps):
     # The maps turned at random many times, each time with a baseline of its own.
-    width, trials, n_rotations = 20, 300, 99
+    width, trials, n_rotations = 20, 250, 39  # the smallest p is 0.05
     left = decaying(5, 1.0, width).expand(n_maps, -1)
     right = decaying(4, 2.0, width).expand(n_maps, -1)
     generator = torch.Generator().manual_seed(0)
@@ -91,10 +91,10 @@ def test_chance_alone_lets_a_pair_survive_as_often_as_it_says(n_maps):
         scores = torch.einsum("ia,ijab,jb->ij", left, turned.double().square(), right).sqrt()
         found = baseline(scores, left, right, n_rotations, seed=trial)
         assert float(found.p.min()) >= 2 / (1 + n_rotations) - 1e-12
-        survived += int((found.p <= 0.05).any())
-        low += int(((found.p <= 0.05) & (found.z < 0)).any())
+        survived += int((found.p < 0.051).any())
+        low += int(((found.p < 0.051) & (found.z < 0)).any())
     error = (0.05 * 0.95 / trials) ** 0.5
-    assert abs(survived / trials - 0.05) < 3.5 * error
+    assert abs(survived / trials - 0.05) < 3 * error
     assert 0 < low < survived
 
 
