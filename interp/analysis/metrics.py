@@ -250,8 +250,8 @@ class InductionScore(Metric):
                 chosen.setdefault(int(match[1]), []).append(int(match[2]))
         return dict(sorted(chosen.items()))
 
-    def read(self, layer: int, entries: Entries, tokens: Tokens) -> Float[Tensor, "batch head"]:
-        """Each of a layer's chosen heads."""
+    def read(self, layer: int, entries: Entries, tokens: Tokens) -> Float[Tensor, "rows head"]:
+        """Each of a layer's chosen heads; rows may hold the sequences several times over."""
         copy = second_copy(tokens)
         if copy is None:
             raise UnrepeatedError(self.name)
