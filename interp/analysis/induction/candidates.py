@@ -144,7 +144,9 @@ def _scores(
 ) -> Result:
     target = stripe(probe.positions(1), offset=probe.n - 1)
     origin = origin_of(seen, probe)
-    return measure(seen, tokens, {"score": target}, "induction", origin, under=under).sel(score="score")
+    return measure(seen, tokens, {"score": target}, "induction", origin, under=under).sel(
+        score="score"
+    )
 
 
 def _turned(probe: RepeatedTokens) -> Tokens:
