@@ -1,6 +1,7 @@
 """Activation patching of everything at once, to first order: the gradient's estimate."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from interp.analysis.interventions.changes import Batch, Change, names_for
+from interp.analysis.interventions.changes import Batch, Change, Edit, edited, names_for
 from interp.analysis.interventions.effects import Row, effects, unit_axes
 from interp.analysis.interventions.gradients import gradients
 from interp.analysis.interventions.limits import rows_that_fit
@@ -157,11 +158,14 @@ def _some(runs: Runs, units: Sequence[Unit], numbers: Numbers) -> Float64[Tensor
         estimates = []
         for change in changes:
             effect = torch.zeros(len(tokens), dtype=torch.float64)
-            for edit in batch.edits(change):
-                before = edit.site.of(felt.activations[edit.site.hook])
-                slope = edit.site.of(felt.gradients[edit.site.hook])
-                product = (edit.value - before).double() * slope.double()
+            done: list[Edit] = []
+            # What an edit changes is what it finds, which those below it have changed already.
+            for hook, here in groupby(batch.edits(change), key=lambda edit: edit.site.hook):
+                edits = list(here)
+                before = batch.now(done, [hook])[hook]
+                product = (edited(before, edits) - before).double() * felt.gradients[hook].double()
                 effect += product.flatten(1).sum(1).cpu()
+                done += edits
             estimates.append(effect)
     return torch.stack(estimates)
 

@@ -104,7 +104,9 @@ def path_patch(
 
     The sender's activation is put in from the other run, and what every layer between it and the
     receiver writes is held as it was. What reaches the receiver so is kept, and the model run once
-    more with the receiver alone changed; everything after it goes its way.
+    more with the receiver alone changed; everything after it goes its way. Senders joined by + are
+    replaced together, each in what it writes when only it is. A receiver in parts, such as a whole
+    layer, gets each part from the sender directly, and its MLP also what its heads make of that.
 
     Args:
         model: one of ours, or a `TransformerBridge`.

@@ -22,6 +22,11 @@ A unit is written as follows, and these are the labels of results too:
 short for such forms (`GROUPS`). Every layer counts, conv layers too. Where queries share keys,
 `L1H0.k` is the first head of keys. On a `TransformerBridge`, resid_mid is what the MLP reads, and
 not the stream that goes past it.
+
+What is joined by + is changed in one run, whatever the order of writing. A receiver of paths reads
+the stream of that run with the output of each sender replaced, once: paths into one receiver add
+at it, and all paths out of a head, joined, are the head. What is replaced itself stands, whatever
+would have reached it: `L1H3.k+L0H2->L1H3.k` is `L1H3.k`.
 """
 
 import re

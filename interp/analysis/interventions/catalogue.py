@@ -125,7 +125,10 @@ class Catalogue:
             raise TypeError(
                 f"a unit is written as text, such as 'L1H3' or 'L0.lag1', and not {text!r}"
             )
-        members = [self._units(member) for member in text.split("+")]
+        texts = text.split("+")
+        if twice := [member for member in texts if texts.count(member) > 1]:
+            raise ValueError(f"{text!r} joins {twice[0]} with itself; write it once")
+        members = [self._units(member) for member in texts]
         if len(members) == 1:
             return members[0]
         if any(len(units) > 1 for units in members):

@@ -1,7 +1,8 @@
 """From units to what is written over which activation, for one batch of sequences."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,12 +10,14 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from interp.analysis.interventions.sources import Activations
-from interp.analysis.units import Part, Site, Unit, stream_hook
+from interp.analysis.units import Order, Part, Site, Unit, stream_hook
 from interp.models.description import between as all_between
 from interp.models.protocol import Hook, Start, View
 from interp.models.shapes import Heads, Stream, Tokens
 
 Rotation = Float[Tensor, "d_model d_model"]
+Arrival = tuple[tuple[str, ...], int, str]
+"""What identifies what arrives: its senders, how they are turned, and where."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +84,10 @@ class Batch:
     Attributes:
         seen: the model.
         tokens: the sequences.
-        clean: activations of the undisturbed run.
+        clean: activations of the undisturbed run, in the order in which it computes them.
         other: activations that values are taken from.
         starts: whether a forward pass may begin above the tokens.
+        holds_patterns: whether every attention pattern is held at its clean value.
     """
 
     seen: View
@@ -91,52 +95,56 @@ class Batch:
     clean: Activations
     other: Activations
     starts: bool
-    _arrived: dict[tuple[str, int, str], Tensor] = field(default_factory=dict)
+    holds_patterns: bool = False
+    _arrived: dict[Arrival, Tensor] = field(default_factory=dict)
 
     def edits(self, change: Change) -> list[Edit]:
-        """What a change writes over, in order."""
-        unit, rotation = change.unit, change.rotation
-        edits = [self._edit(part, rotation) for part in unit.parts]
-        if rotation is None or any(part.sender for part in unit.parts):
-            return edits
-        written = dict.fromkeys(stream_hook(edit.site) for edit in edits)
-        return [self._turned(name, edits, rotation) for name in written if name is not None]
+        """What a change writes over, in the order of the model."""
+        return _Joint(self, change.unit.parts, change.rotation).edits()
 
-    def _edit(self, part: Part, rotation: Rotation | None) -> Edit:
-        where = self.other[part.site.hook] if part.sender is None else None
-        if where is None:
-            where = self._arriving(part, rotation)
-        return Edit(part.site, part.site.of(where))
+    def now(self, edits: Sequence[Edit], names: Collection[str]) -> dict[str, Tensor]:
+        """Activations of the run under these edits, at these hook points."""
+        changed = [name for name in names if any(_reaches(self.seen, edit, name) for edit in edits)]
+        known = {name: self.clean[name] for name in names if name not in changed}
+        return known | (self.run(edits, changed) if changed else {})
 
-    def _turned(self, name: str, edits: Sequence[Edit], rotation: Rotation) -> Edit:
-        here = [edit for edit in edits if stream_hook(edit.site) == name]
-        before = self.clean[name]
-        difference = written(self.seen, name, here, self.clean) - before
-        return Edit(Site(name), before + difference @ rotation.to(difference))
+    def run(
+        self, edits: Sequence[Edit], names: Collection[str], held: Activations | None = None
+    ) -> dict[str, Tensor]:
+        """Activations under edits, while some other hook points are held at given values."""
+        start, left = self.start([edits], names)
+        holds = [holding(name, value) for name, value in (held or {}).items()]
+        return self.seen.capture(self.tokens, names, start=start, hooks=[*holds, *self.hooks(left)])
 
-    def _arriving(self, part: Part, rotation: Rotation | None) -> Tensor:
-        """An activation as it is if the sender alone changes, and reaches it only directly.
+    def hooks(self, changes: Sequence[Sequence[Edit]]) -> list[Hook]:
+        """Hooks that make each change in its own copy of the sequences; patterns may be held."""
+        hooks = edit_hooks(changes, len(self.tokens))
+        if not self.holds_patterns:
+            return hooks
+        held = [
+            hook
+            for layer in self.seen.heads
+            for hook in self.seen.held_patterns(layer, self.clean[pattern_hook(layer)])
+        ]
+        # Held patterns mix values that are edited already, and what they give is edited after.
+        last = [hook for hook in hooks if hook[0].endswith("hook_z")]
+        return [*(hook for hook in hooks if hook not in last), *held, *last]
 
-        What every layer between the two writes is held at its clean value (Wang et al. 2022).
-        """
-        sender = part.sender
-        assert sender is not None
-        key = (sender.label, id(rotation), part.site.hook)
-        if key not in self._arrived:
-            # Senders come one after the other: only what the last one sent is kept.
-            if any(known[:2] != key[:2] for known in self._arrived):
-                self._arrived.clear()
-            start, edits = self.start([self.edits(Change(sender, rotation))])
-            held = [holding(name, self.clean[name]) for name in between(self.seen, part)]
-            hooks = [*held, *edit_hooks(edits, len(self.tokens))]
-            heard = self.seen.capture(self.tokens, [part.site.hook], start=start, hooks=hooks)
-            self._arrived[key] = heard[part.site.hook]
-        return self._arrived[key]
+    def rank(self, name: str) -> int:
+        """When the model computes this hook point, among those that are kept."""
+        return self._ranks.get(name, len(self._ranks))
 
-    def start(self, changes: Sequence[Sequence[Edit]]) -> tuple[Start | None, list[list[Edit]]]:
+    @cached_property
+    def _ranks(self) -> dict[str, int]:
+        return {name: rank for rank, name in enumerate(self.clean)}
+
+    def start(
+        self, changes: Sequence[Sequence[Edit]], names: Collection[str] = ()
+    ) -> tuple[Start | None, list[list[Edit]]]:
         """Where a pass with these changes begins, and what is left to be edited on its way.
 
-        All of them enter alike. What a change makes heads or lags write is simply put in.
+        All of them enter alike. What a change makes heads or lags write is simply put in, unless
+        activations are asked for by name that would not be computed then.
         """
         edits = [list(change) for change in changes]
         entry = Entry.of([edit.site for edit in edits[0]], self.seen)
@@ -144,7 +152,9 @@ class Batch:
             return None, edits
         stream = self.clean[entry.stream]
         rows = stream.repeat(len(edits), *[1] * (stream.ndim - 1))
-        if entry.mixed is None:
+        asked = [site_of(self.seen, name) for name in names]
+        within = any(site.reads[0] == entry.layer and not site.is_after_mixer for site in asked)
+        if entry.mixed is None or within:
             return Start(entry.layer, rows), edits
         mixed, left = [], []
         for change in edits:
@@ -154,19 +164,191 @@ class Batch:
         return Start(entry.layer, rows, torch.cat(mixed)), left
 
 
+@dataclass(eq=False)
+class _Joint:
+    """Parts that change together, each in the run in which those below it are changed already.
+
+    A value that is put in stands, whatever reaches its place. What receives from senders is
+    computed anew: each sender's output is replaced in what it reads, once, and everything else
+    that it reads is as it is in this run. So paths into one receiver add at the receiver, all
+    paths out of a sender are that sender, and no order of writing matters.
+
+    Attributes:
+        batch: the sequences.
+        parts: what changes.
+        rotation: turns what each replacement changes of the stream.
+    """
+
+    batch: Batch
+    parts: Sequence[Part]
+    rotation: Rotation | None = None
+    _put: list[Edit] = field(default_factory=list)
+    _received: list[Edit] = field(default_factory=list)
+    _arrived: dict[Arrival, Tensor] = field(default_factory=dict)
+
+    def edits(self, level: Order | None = None) -> list[Edit]:
+        """What is written over, in the order of the model; at one level, where it is given."""
+        parts = [part for part in self.parts if level is None or part.site.reads == level]
+        for hook in sorted({self._where(part) for part in parts}, key=self.batch.rank):
+            self._received += self._receive(hook)
+            self._put += self._replace(hook)
+        made = [edit for edit in self._made if level is None or edit.site.reads == level]
+        return sorted(made, key=lambda edit: self.batch.rank(edit.site.hook))
+
+    @property
+    def _made(self) -> list[Edit]:
+        return [*self._received, *self._put]
+
+    def _where(self, part: Part) -> str:
+        turned = self.rotation is not None and part.sender is None
+        return (stream_hook(part.site) if turned else None) or part.site.hook
+
+    def _replace(self, hook: str) -> list[Edit]:
+        here = [part.site for part in self.parts if not part.sender and self._where(part) == hook]
+        edits = [Edit(site, site.of(self.batch.other[site.hook])) for site in here]
+        if self.rotation is None or not edits:
+            return edits
+        now = self.batch.now(self._made, {hook, *(site.hook for site in here)})
+        difference = written(self.batch.seen, hook, edits, now) - now[hook]
+        site = site_of(self.batch.seen, hook)
+        return [Edit(site, now[hook] + difference @ self.rotation.to(difference))]
+
+    def _receive(self, hook: str, also: Sequence[Unit] = ()) -> list[Edit]:
+        """What arrives at a hook point, where each entry may have senders of its own."""
+        groups: dict[str, tuple[Site, list[Unit]]] = {}
+        for part in self.parts:
+            if part.sender is not None and part.site.hook == hook:
+                groups.setdefault(repr(part.site.index), (part.site, []))[1].append(part.sender)
+        if len(groups) < 2:
+            return [
+                Edit(site, site.of(self._arriving(hook, [*senders, *also])))
+                for site, senders in groups.values()
+            ]
+        value = self.batch.clean[hook]
+        regions = torch.zeros_like(value[:1], dtype=torch.long)
+        sets: list[list[Unit]] = [[]]
+        for site, senders in groups.values():
+            here = site.of(regions)
+            for known in here.unique().tolist():
+                here[here == known] = len(sets)
+                sets.append([*sets[known], *senders])
+        for number in regions.unique().tolist():
+            if sets[number]:
+                arrived = self._arriving(hook, [*sets[number], *also])
+                value = torch.where(regions == number, arrived, value)
+        return [Edit(site, site.of(value)) for site, _ in groups.values()]
+
+    def _arriving(self, hook: str, senders: Sequence[Unit]) -> Tensor:
+        """An activation with all of the senders replaced in what it reads."""
+        named = {sender.label: sender for sender in senders}
+        labels = tuple(sorted(named))
+        key = (labels, id(self.rotation), hook)
+        known = self._arrived
+        if not self._before(hook):
+            known = self.batch._arrived
+            # Senders come one after the other: only what the last ones sent is kept.
+            if any(other[:2] != key[:2] for other in known):
+                known.clear()
+        if key not in known:
+            arrived = self._with_senders_replaced(hook, [named[label] for label in labels])
+            known[key] = arrived
+        return known[key]
+
+    def _before(self, hook: str) -> list[Edit]:
+        rank = self.batch.rank(hook)
+        return [edit for edit in self._made if self.batch.rank(edit.site.hook) < rank]
+
+    def _with_senders_replaced(self, hook: str, senders: Sequence[Unit]) -> Tensor:
+        """One pass in which what every layer between writes is held as it is in this run.
+
+        A sender between others and the receiver is held at what it writes when it alone is
+        replaced (Wang et al. 2022). Streams that others receive, and what feeds the receiver
+        within its own layer, lose the senders too.
+        """
+        batch, before = self.batch, self._before(hook)
+        seen, receiver = batch.seen, site_of(batch.seen, hook)
+        sent = parts_below([part for sender in senders for part in sender.parts], receiver)
+        names = list(between(seen, Part(receiver, Unit(hook, sent))))
+        held = batch.now(before, names)
+        levels = sorted({part.site.reads for part in sent})
+        holding_levels = {site_of(seen, name).reads for name in names}
+        live = [edit for edit in before if edit.site.reads not in {*levels, *holding_levels}]
+        for other in dict.fromkeys(edit.site.hook for edit in live if edit in self._received):
+            if parts_below(sent, site_of(seen, other)):
+                mine = [e for e in live if e in self._received and e.site.hook == other]
+                live = [*self._receive(other, senders), *(e for e in live if e not in mine)]
+        for level in levels:
+            lower = _Joint(
+                batch,
+                [
+                    *(part for part in self.parts if part.site.reads <= level),
+                    *(part for part in sent if part.site.reads == level),
+                ],
+                self.rotation,
+                [edit for edit in self._put if edit.site.reads < level],
+                [edit for edit in self._received if edit.site.reads < level],
+            )
+            new = lower.edits(level)
+            own = [name for name in names if site_of(seen, name).reads == level]
+            if not own:
+                live += new
+            elif all(edit.site.hook in own for edit in new):
+                held |= {name: edited(held[name], _at(name, new)) for name in own}
+            else:
+                held |= batch.now(lower._made, own)
+        return batch.run(live, [hook], held)[hook]
+
+
+def _at(name: str, edits: Sequence[Edit]) -> list[Edit]:
+    return [edit for edit in edits if edit.site.hook == name]
+
+
+def _reaches(seen: View, edit: Edit, name: str) -> bool:
+    return edit.site.hook == name or edit.site.reads < site_of(seen, name).writes
+
+
+def site_of(seen: View, hook: str) -> Site:
+    """All of an activation."""
+    writer = next((writer for writer in seen.writers if writer.contains(hook)), None)
+    return Site(hook, (), writer, writer is not None and writer.hook == hook)
+
+
+def parts_below(parts: Sequence[Part], site: Site) -> tuple[Part, ...]:
+    """Those that a site can receive from."""
+    return tuple(part for part in parts if part.site.writes < site.reads)
+
+
+def pattern_hook(layer: int) -> str:
+    """The hook point of a layer's attention pattern."""
+    return f"blocks.{layer}.attn.hook_pattern"
+
+
 def names_for(seen: View, change: Change) -> set[str]:
     """The activations of the clean run that a change needs."""
     unit = change.unit
+    paths = [part for part in unit.parts if part.sender is not None]
     names = {site.hook for site in unit.sources}
     names |= {site.hook for site in unit.sites if stream_hook(site) is not None}
-    if unit.sites:
-        names |= Entry.of(unit.sites, seen).names
-    for part in unit.parts:
+    names |= {name for site in unit.sites for name in Entry.of([site], seen).names}
+    if paths and len(unit.parts) > 1:  # where they come in the model, and what is not received
+        names |= {site.hook for site in unit.sites}
+    for part in paths:
+        for other in paths:
+            # What a receiver higher up is to lose, a stream or its own layer's parts lose too.
+            if other is part or _is_lost_on_the_way(part.site, other.site):
+                sent = parts_below(other.sender.parts if other.sender else (), part.site)
+                names |= set(between(seen, Part(part.site, Unit("", sent)))) if sent else set()
         if part.sender is not None:
-            names |= set(between(seen, part)) | names_for(seen, Change(part.sender))
+            names |= {site.hook for site in part.sender.sites}
+            names |= names_for(seen, Change(part.sender))
     if change.rotation is not None:
         names |= {name for site in unit.sources if (name := stream_hook(site)) is not None}
     return names
+
+
+def _is_lost_on_the_way(lower: Site, upper: Site) -> bool:
+    is_stream = lower.reads == lower.writes
+    return lower.reads == upper.reads or (is_stream and lower.reads < upper.reads)
 
 
 def mixer(seen: View, layer: int) -> str | None:
@@ -183,9 +365,9 @@ def written(seen: View, name: str, edits: Sequence[Edit], clean: Activations) ->
         if hook.endswith("hook_z"):
             out = out + _written_by_heads(seen, terms[0].site.reads[0], clean[hook], terms)
         else:
-            out = out + (_edited(clean[hook], terms) - clean[hook]).sum(1)
+            out = out + (edited(clean[hook], terms) - clean[hook]).sum(1)
     here = [edit for edit in edits if edit.site.hook == name]
-    return _edited(out, here) if here else out
+    return edited(out, here) if here else out
 
 
 def _written_by_heads(seen: View, layer: int, z: Heads, edits: Sequence[Edit]) -> Stream:
@@ -193,7 +375,7 @@ def _written_by_heads(seen: View, layer: int, z: Heads, edits: Sequence[Edit]) -
     W_O = seen.output_map(layer)
     indices = [edit.site.index for edit in edits]
     if not all(len(index) > 1 and isinstance(index[1], int) for index in indices):
-        return torch.einsum("bphd,hdm->bpm", _edited(z, edits) - z, W_O)
+        return torch.einsum("bphd,hdm->bpm", edited(z, edits) - z, W_O)
     change = torch.zeros_like(W_O[0, 0]).expand(*z.shape[:2], -1)
     for head in dict.fromkeys(index[1] for index in indices):
         one = [
@@ -201,11 +383,12 @@ def _written_by_heads(seen: View, layer: int, z: Heads, edits: Sequence[Edit]) -
             for index, edit in zip(indices, edits, strict=True)
             if index[1] == head
         ]
-        change = change + (_edited(z[:, :, head], one) - z[:, :, head]) @ W_O[head]
+        change = change + (edited(z[:, :, head], one) - z[:, :, head]) @ W_O[head]
     return change
 
 
-def _edited(activation: Tensor, edits: Sequence[Edit]) -> Tensor:
+def edited(activation: Tensor, edits: Sequence[Edit]) -> Tensor:
+    """An activation with edits made in it; itself is left as it is."""
     new = activation.clone()
     for edit in edits:
         edit.site.of(new)[...] = edit.value

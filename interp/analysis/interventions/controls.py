@@ -87,7 +87,11 @@ class Draws:
         kinds = [_kinds(catalogue, unit) for unit in units]
         known = {frozenset(unit.members): number for number, unit in enumerate(units)}
         for number, unit in enumerate(units):
-            others = [i for i, kind in enumerate(kinds) if kind == kinds[number] and i != number]
+            others = [
+                i
+                for i, kind in enumerate(kinds)
+                if kind == kinds[number] and {*units[i].members} != {*unit.members}
+            ]
             drawn = {frozenset(units[i].members) for i in others}
             pools = _pools(catalogue, unit)
             for _ in range(50 * n_random):  # where there are few sets, some come up again and again

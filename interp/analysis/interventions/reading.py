@@ -58,14 +58,14 @@ class Reading:
     def _from_attention(
         self, metric: InductionScore, copies: int, start: Start | None, hooks: Sequence[Hook]
     ) -> Tensor:
-        tokens, scores = self.tokens.repeat(copies, 1), {}
+        scores: dict[int, Tensor] = {}
         first = 0 if start is None else start.layer + (start.mixed is not None)
 
         def hear(layer: int, entries: Entries) -> None:
-            scores[layer] = metric.read(layer, entries, tokens).cpu()
+            scores[layer] = metric.read(layer, entries, self.tokens).cpu()
 
         self.seen.listen_to_attention(
-            tokens,
+            self.tokens.repeat(copies, 1),
             hear,
             layers=[layer for layer in metric.layers if layer >= first],
             start=start,

@@ -16,7 +16,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp.analysis.interventions.changes import Batch, Change, Edit, Entry, edit_hooks, names_for
+from interp.analysis.interventions.changes import Batch, Change, Entry, names_for, pattern_hook
 from interp.analysis.interventions.limits import rows_that_fit
 from interp.analysis.interventions.reading import Reading, is_felt
 from interp.analysis.interventions.sources import Numbers, Source
@@ -100,14 +100,15 @@ class _Part:
         felt = [change for change in changes if is_felt(change.unit, sweep.metric)]
         names = {name for change in felt for name in names_for(seen, change)}
         if sweep.holds_patterns and felt:
-            names |= {_pattern(layer) for layer in seen.heads}
+            names |= {pattern_hook(layer) for layer in seen.heads}
         kept: dict[str, Tensor] = {}
         reading = Reading(seen, sweep.metric, numbers, tokens)
         clean = reading.undisturbed([_keeper(name, kept) for name in names])
         kept |= seen.capture(tokens, names - set(kept))
         sources = {site.hook for change in felt for site in change.unit.sources}
         other = sweep.source.values(seen, numbers, sources, kept)
-        return cls(sweep, reading, Batch(seen, tokens, kept, other, starts), clean)
+        batch = Batch(seen, tokens, kept, other, starts, sweep.holds_patterns)
+        return cls(sweep, reading, batch, clean)
 
     def measure(self, changes: Sequence[Change], at_once: int, bar: tqdm) -> Changed:
         """The metric under each change, so many changes at a time."""
@@ -141,26 +142,7 @@ class _Part:
         if own := changes[0].unit.hooks:
             return self.reading.changed(1, None, own)
         start, edits = self.batch.start([self.batch.edits(change) for change in changes])
-        hooks = self._hooks(edits)
-        return self.reading.changed(len(changes), start, hooks)
-
-    def _hooks(self, edits: Sequence[Sequence[Edit]]) -> list[Hook]:
-        hooks = edit_hooks(edits, len(self.batch.tokens))
-        if not self.sweep.holds_patterns:
-            return hooks
-        seen, clean = self.sweep.seen, self.batch.clean
-        held = [
-            hook
-            for layer in seen.heads
-            for hook in seen.held_patterns(layer, clean[_pattern(layer)])
-        ]
-        # Held patterns mix values that are edited already, and what they give is edited after.
-        last = [hook for hook in hooks if hook[0].endswith("hook_z")]
-        return [*(hook for hook in hooks if hook not in last), *held, *last]
-
-
-def _pattern(layer: int) -> str:
-    return f"blocks.{layer}.attn.hook_pattern"
+        return self.reading.changed(len(changes), start, self.batch.hooks(edits))
 
 
 def _keeper(name: str, kept: dict[str, Tensor]) -> Hook:
