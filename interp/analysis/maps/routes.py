@@ -137,7 +137,7 @@ def ours(model: Any, instead: str = "") -> HookedSequenceModel:
             )
         raise TypeError(
             f"this is computed from the weights of interp models, through whatever convolutions "
-            f"they have; those of a {type(model).__name__} are not read here. Give an interp "
+            f"they have; those of a {type(model).__name__} are not read here; give an interp "
             f"model, such as interp.load('conv-attn'){remedy}"
         )
     return inner
