@@ -11,7 +11,12 @@ import pandas as pd
 
 from interp.analysis.composition import composition_scores
 from interp.analysis.induction import words
-from interp.analysis.induction.candidates import induction_candidates, stand_out
+from interp.analysis.induction.candidates import (
+    by_distance,
+    induction_candidates,
+    score_of_random_weights,
+)
+from interp.analysis.induction.decision import Decision, Removal, averaged, decide
 from interp.analysis.induction.edges import Cells, Edge, Effect, Patches, into_head, measured
 from interp.analysis.metrics import SecondCopyLoss
 from interp.analysis.probes import origin_of, probe_for
@@ -43,7 +48,8 @@ class InductionCircuit:
     Attributes:
         found: whether there is one.
         sentence: what was found, in plain words.
-        heads: the induction heads, the highest score first.
+        heads: the induction heads, the highest score first; then those that were found without
+            these. Where there is no circuit, the heads that attend like induction heads.
         edges: sender, receiver and channel of every edge, and what cutting it changes, with
             intervals.
         graph: the same as a Result over "edge" and "measure", each effect with its standard error:
@@ -52,9 +58,23 @@ class InductionCircuit:
             that of random rotations and its z-value. Its `plot()` draws the graph.
         scores: how the heads were chosen, as a Result over "measure" and "head".
         removal: what removing the heads adds to the loss on the second copy: all of them
-            ("L1H0+L1H3"), and each alone.
+            ("L1H0+L1H3"), and each that is followed up alone; a woken head alone in the absence of
+            those that it stands in for.
         cells: for each head that reads earlier tokens through its weights, what its score loses
             without each pair of a query lag and a key lag.
+        drop: what there is to explain: the loss on the first copy minus that on the second, in
+            nats, of the model as it is, or with the `distant` heads averaged over.
+        worth: the part of the drop that the repetition makes: the loss on the second copy after a
+            first copy of other tokens, minus that after its own. The rest of the drop is due to the
+            place: later tokens have more before them.
+        explained: how much of `worth` is gone without the heads, as a share; Fieller's interval.
+            Unknown where repeating is worth nothing.
+        order: what the heads add to the loss on the second copy when they read, there, a first copy
+            with its tokens in another order: nothing, unless they say what came next.
+        woken: those of the heads that were found only once others were removed.
+        distant: heads that attend to the places of the match by distance, whatever stands there,
+            and write what they write on average in all that is measured. Only where the answer
+            without that would be no.
     """
 
     found: bool
@@ -65,6 +85,12 @@ class InductionCircuit:
     scores: Result
     removal: Mapping[str, Effect]
     cells: Mapping[str, Cells]
+    drop: Effect
+    worth: Effect
+    explained: Effect
+    order: Effect
+    woken: tuple[str, ...]
+    distant: tuple[str, ...]
 
     def to_frame(self) -> pd.DataFrame:
         """One row per edge: sender, receiver, channel, and each effect with its 95 % interval."""
@@ -112,12 +138,19 @@ def circuit(
     1. Heads are chosen by their induction score, where it is above chance, above what they pay to
        the same places without a match there, and above models of random weights.
     2. All of them together are removed: what they write comes from sequences without a repetition.
-       Unless that costs more on the second copy than random directions, there is no circuit.
-    3. Every direct path into a head's queries, keys and values, from the embedding, from each
+       Then all scores are measured again: heads that wake are removed as well, and heads that match
+       by less than `least`, together, where a `share` is left of what the repetition is worth. That
+       goes on until nothing new is found or nothing is left, four times at most; each time takes
+       four passes over the sequences.
+    3. There is a circuit if this costs more on the second copy than random directions do, if it
+       takes a `share` of what the repetition is worth, and if the heads do harm when they read a
+       first copy in another order. If not, all of it is tried once more with those heads averaged
+       over that attend to the same places by distance: on copies of one length they do the same.
+    4. Every direct path into a head's queries, keys and values, from the embedding, from each
        convolution's lags, and from earlier heads and MLPs, is cut by path patching, and likewise
        every path into the earlier heads so found. A path is an edge if it carries a `share` of the
        head's score, or for values of what its removal costs.
-    4. For heads above a convolution or with smeared keys, the pairs of a query lag and a key lag
+    5. For heads above a convolution or with smeared keys, the pairs of a query lag and a key lag
        are taken out one at a time.
 
     There is a path from every part below a head, so the work grows with the square of the layers:
@@ -128,9 +161,12 @@ def circuit(
         n: tokens in one copy; default 50, or what the context holds.
         n_sequences: sequences to average over.
         seed: of all random choices.
-        least: how much attention the matching must explain for a head to count.
-        share: how much of what is at stake a path must carry to be an edge, from 0 to 1.
-        most_heads: the heads with the highest scores are followed up, at most so many.
+        least: how much attention the matching must explain for a head to count, or for several
+            weak ones together.
+        share: how much of what is at stake a path must carry to be an edge, or the heads to be a
+            circuit, from 0 to 1.
+        most_heads: all heads are tested together; the first ones are followed up edge by edge, at
+            most so many.
         n_random: models of random weights, and random directions to compare each effect with.
 
     Returns:
@@ -155,41 +191,103 @@ def circuit(
     seen.check_predicts_next("loss on a second copy, which the circuit is judged by")
     length = copy_length(seen.n_ctx) if n is None else n
     probe = probe_for(seen, length, n_sequences, seed)
-    scores = induction_candidates(seen, probe, n_random, seed)
-    heads = stand_out(scores, least)[:most_heads]
-    if not heads:
-        return _none(words.no_head(scores, least), (), scores, {})
     patches = Patches(seen, probe.tokens, _unrepeated(seen, probe), share, n_random, seed)
-    together = "+".join(heads)
-    removal = patches.effects(list(dict.fromkeys([together, *heads])), SecondCopyLoss())
-    if not (removal[together].low > 0 and removal[together].beyond_random()):
-        return _none(words.no_effect(heads, scores, removal[together]), heads, scores, removal)
-    edges = _edges(patches, heads, scores, removal)
+    untrained = score_of_random_weights(seen, probe, n_random, seed)
+    decision = _decided(patches, probe, untrained, least)
+    if not decision.found:
+        # A head that copies by distance does on this probe what an induction head does.
+        distant = by_distance(decision.scores, least)
+        with averaged(patches, distant):
+            again = _decided(patches, probe, untrained, least, distant) if distant else decision
+            if again.found:
+                return _found(patches, probe, again, most_heads)
+        return _none(decision, distant, least)
+    return _found(patches, probe, decision, most_heads)
+
+
+def _decided(
+    patches: Patches,
+    probe: RepeatedTokens,
+    untrained: float,
+    least: float,
+    distant: Sequence[str] = (),
+) -> Decision:
+    scores = induction_candidates(patches.seen, probe, patches.n_random, untrained, None)
+    return decide(Removal(patches, probe), scores, least, patches.share, distant)
+
+
+def _found(
+    patches: Patches, probe: RepeatedTokens, decision: Decision, most_heads: int
+) -> InductionCircuit:
+    seen, heads = patches.seen, decision.heads[:most_heads]
+    removal = {"+".join(decision.heads): decision.removal}
+    edges: dict[str, Edge] = {}
+    earlier: list[str] = []
+    for group in decision.groups:
+        # A head that wakes is looked at as it is then: without those that it stands in for.
+        some = [head for head in group if head in heads]
+        with averaged(patches, earlier):
+            missing = [head for head in some if head not in removal]
+            removal |= patches.effects(missing, SecondCopyLoss())
+            for label, edge in _edges(patches, some, decision, removal).items():
+                edges.setdefault(label, edge)
+        earlier += group
+    measured = tuple(edges.values())
     cells = {head: cells for head in heads if (cells := patches.cells(head))}
-    helpers = _attended(seen, probe, edges)
-    sentence = words.of_circuit(heads, edges, scores, removal, cells, helpers)
+    helpers = _attended(seen, probe, measured)
     origin = {
         **origin_of(seen, probe),
-        "n_sequences": n_sequences,
-        "n_random": n_random,
-        "heads": {head: float(scores.sel(measure="score", head=head)) for head in heads},
+        "n_sequences": len(probe.tokens),
+        "n_random": patches.n_random,
+        "heads": {head: decision.attended[head] for head in decision.heads},
         "helpers": helpers,
+        "rounds": decision.rounds,
     }
-    graph = _graph(edges, _composition(model, edges, seed), origin)
-    return InductionCircuit(True, sentence, tuple(heads), edges, graph, scores, removal, cells)
+    return InductionCircuit(
+        True,
+        words.of_circuit(decision, heads, measured, cells, helpers),
+        tuple(decision.heads),
+        measured,
+        _graph(measured, _composition(seen.model, measured, patches.seed), origin),
+        decision.scores,
+        removal,
+        cells,
+        **_told(decision),
+    )
+
+
+def _none(decision: Decision, distant: Sequence[str], least: float) -> InductionCircuit:
+    heads = decision.heads
+    return InductionCircuit(
+        False,
+        words.of_none(decision, distant, least),
+        tuple(heads),
+        (),
+        _graph((), {}, {**decision.scores.provenance, "rounds": decision.rounds}),
+        decision.scores,
+        {"+".join(heads): decision.removal} if heads else {},
+        {},
+        **_told(decision),
+    )
+
+
+def _told(decision: Decision) -> dict[str, Any]:
+    """What both answers state."""
+    later = [head for group in decision.groups[1:] for head in group]
+    return {
+        "drop": decision.drop,
+        "worth": decision.worth,
+        "explained": decision.explained,
+        "order": decision.order,
+        "woken": tuple(later),
+        "distant": tuple(decision.distant),
+    }
 
 
 def _check_numbers(**numbers: tuple[int, int]) -> None:
     for name, (value, bound) in numbers.items():
         if value < bound:
             raise ValueError(f"{name}={value} is too small; it must be at least {bound}")
-
-
-def _none(
-    sentence: str, heads: Sequence[str], scores: Result, removal: Mapping[str, Effect]
-) -> InductionCircuit:
-    graph = _graph((), {}, scores.provenance)
-    return InductionCircuit(False, sentence, tuple(heads), (), graph, scores, removal, {})
 
 
 def _unrepeated(seen: View, probe: RepeatedTokens) -> Tokens:
@@ -206,14 +304,12 @@ def _unrepeated(seen: View, probe: RepeatedTokens) -> Tokens:
 
 
 def _edges(
-    patches: Patches, heads: Sequence[str], scores: Result, removal: Mapping[str, Effect]
-) -> tuple[Edge, ...]:
+    patches: Patches, heads: Sequence[str], decision: Decision, removal: Mapping[str, Effect]
+) -> dict[str, Edge]:
     edges: list[Edge] = []
     for head in heads:
-        score, unmatched = (
-            float(scores.sel(measure=name, head=head)) for name in ("score", "unmatched")
-        )
-        edges += into_head(patches, head, score - unmatched, removal[head].value)
+        unmatched = float(decision.scores.sel(measure="unmatched", head=head))
+        edges += into_head(patches, head, decision.attended[head] - unmatched, removal[head].value)
         edges.append(Edge(head, "logits", "", head))
     strongest: dict[str, Edge] = {}
     for edge in measured(patches, edges):
@@ -221,7 +317,7 @@ def _edges(
         known = strongest.setdefault(edge.label, edge)
         if abs(edge.score.value) > abs(known.score.value):
             strongest[edge.label] = edge
-    return tuple(strongest.values())
+    return strongest
 
 
 def _attended(seen: View, probe: RepeatedTokens, edges: Sequence[Edge]) -> dict[str, Attended]:

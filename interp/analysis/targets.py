@@ -1,6 +1,6 @@
 """Attention to chosen entries, averaged: what every head score is."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,11 @@ from torch import Tensor
 
 from interp.analysis.result import Result
 from interp.analysis.statistics.sampling import Sampling
-from interp.models.protocol import Entries, View
+from interp.models.protocol import Entries, Hook, View
 from interp.models.shapes import Tokens
+
+Under = Callable[[Int[Tensor, " batch"]], Sequence[Hook]]
+"""The hooks to run some of the sequences under, from their numbers among all."""
 
 TOKENS_AT_ONCE = 4_096
 """How many tokens one forward pass takes: enough to be fast, little enough to stay in a cache."""
@@ -50,6 +53,7 @@ def measure(
     name: str,
     origin: Mapping[str, Any],
     sampling: Sampling | None = None,
+    under: Under | None = None,
 ) -> Result:
     """Each target's score for every head, averaged over sequences, a few sequences at a time."""
     seen.check_finite()
@@ -59,8 +63,12 @@ def measure(
         layer: [seen.uniform(layer, one.queries, one.keys, n_pos) for one in targets.values()]
         for layer in seen.heads
     }
-    parts = [_samples(seen, some, targets, uniform) for some in tokens.split(at_once)]
-    samples = torch.cat(parts)
+    samples = torch.cat(
+        [
+            _samples(seen, tokens[some], targets, uniform, under(some) if under else ())
+            for some in torch.arange(len(tokens)).split(at_once)
+        ]
+    )
     chance = [
         [
             float(uniform[layer][i].sum() / one.divisor)
@@ -86,6 +94,7 @@ def _samples(
     tokens: Tokens,
     targets: Mapping[str, Target],
     uniform: Mapping[int, Sequence[Float[Tensor, " _"]]],
+    hooks: Sequence[Hook],
 ) -> Float[Tensor, "batch score head"]:
     layers: dict[int, Float[Tensor, "batch score heads"]] = {}
     silent = seen.is_silent
@@ -98,7 +107,7 @@ def _samples(
         divisors = [target.divisor for target in targets.values()]
         layers[layer] = torch.stack(sums, dim=1).cpu() / torch.tensor(divisors)[:, None]
 
-    seen.listen_to_attention(tokens, hear)
+    seen.listen_to_attention(tokens, hear, hooks=hooks)
     return torch.cat([layers[layer] for layer in seen.heads], dim=-1)
 
 

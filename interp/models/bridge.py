@@ -44,7 +44,12 @@ class BridgeView(View):
         """Layers with a pattern to hook; a hybrid's other layers have none."""
         layers = range(self.model.cfg.n_layers)
         hooked = [layer for layer in layers if self._pattern(layer) in self.model.hook_dict]
-        return dict.fromkeys(hooked, int(self.model.cfg.n_heads))
+        config = getattr(self.model.original_model, "config", None)
+        of_layers = getattr(config, "num_attention_heads_per_layer", None)
+        return {
+            layer: int(of_layers[layer] if of_layers else self.model.cfg.n_heads)
+            for layer in hooked
+        }
 
     def key_heads(self, layer: int) -> int:
         """Fewer than there are heads where queries share keys."""

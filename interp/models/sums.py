@@ -152,7 +152,11 @@ def _check_heads(seen: "View", layer: int, found: Mapping[str, Tensor], sums: Su
         sums.heads[layer] = "there is no hook point for what its attention adds"
         return
     term = found[attn[0].hook]
-    W_O, b_O = seen.output_map(layer).detach().to(z.device), seen.output_bias(layer)
+    try:
+        W_O, b_O = seen.output_map(layer).detach().to(z.device), seen.output_bias(layer)
+    except (AttributeError, RuntimeError, ValueError) as error:  # TransformerLens cannot read it
+        sums.heads[layer] = f"W_O is not to be had: {error}".rstrip(".")
+        return
     if W_O.shape[:2] != z.shape[2:]:
         sums.heads[layer] = f"W_O has shape {tuple(W_O.shape)}, and z {tuple(z.shape)}"
         return

@@ -9,6 +9,7 @@ Below, a sequence is `[BOS] + r + r` with n distinct tokens in r, so that positi
 copy holds the token of position t - n; position t sees the t + 1 keys 0 to t; and E = exp(gain).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +21,9 @@ from interp.models import (
     HookedConvAttn,
     HookedSequenceModel,
     HookedSmearedAttn,
+    ModelConfig,
 )
-from interp.models.layers import MultiHeadAttention as Attention
+from interp.models.layers import Attention, Conv, MultiHeadAttention
 
 BOS = 0
 """What probes put first for a model without a tokenizer."""
@@ -234,6 +236,36 @@ def known_heads(*, d_vocab: int, n_ctx: int, gain: float = 20.0) -> HookedAttn:
     return model
 
 
+def bare(
+    layers: Sequence[Conv | Attention],
+    *,
+    d_vocab: int,
+    n_ctx: int,
+    logit_gain: float = 10.0,
+    spare: int = 4,
+) -> HookedSequenceModel:
+    """Tokens and positions go in, what stands in `output` comes out; the layers do nothing yet.
+
+    The last `spare` channels of the stream are nobody's.
+    """
+    spaces = Subspaces(d_vocab, n_ctx)
+    config = ModelConfig(
+        d_vocab=d_vocab,
+        d_model=spaces.d_model + spare,
+        n_ctx=n_ctx,
+        layers=tuple(layers),
+        norm="none",
+        positions="learned",
+        unembed_bias=False,
+    )
+    model = HookedSequenceModel(config)
+    with torch.no_grad():
+        _clear(model)
+        _tokens_in_and_out(model, spaces, logit_gain)
+        _positions_in(model, spaces)
+    return model
+
+
 def _clear(model: HookedSequenceModel) -> None:
     model.double().eval()
     for parameter in model.parameters():
@@ -251,7 +283,7 @@ def _positions_in(model: HookedSequenceModel, spaces: Subspaces) -> None:
 
 
 def _match(
-    attn: Attention, head: int, query: slice, key: slice, gain: float, *, at: int = 0
+    attn: MultiHeadAttention, head: int, query: slice, key: slice, gain: float, *, at: int = 0
 ) -> None:
     """A key scores `gain` where its `key` channels hold what the query's `query` channels hold.
 
@@ -262,7 +294,7 @@ def _match(
     _identity(attn.W_K[head], key, channels)
 
 
-def _copy(attn: Attention, head: int, source: slice, target: slice) -> None:
+def _copy(attn: MultiHeadAttention, head: int, source: slice, target: slice) -> None:
     """Attending writes the attended position's `source` channels into `target`."""
     channels = slice(0, source.stop - source.start)
     _identity(attn.W_V[head], source, channels)

@@ -1,14 +1,19 @@
 """The induction circuit of somebody else's model; nothing is disturbed; what is refused."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import transformers
 
-from interp.analysis import circuit, repeated_tokens
+from interp.analysis import circuit, repeated_sequence_loss, repeated_tokens
+from interp.analysis.induction.candidates import induction_candidates
+from interp.analysis.induction.decision import Removal, averaged
+from interp.analysis.induction.edges import Patches
 from interp.models import Conv, HookedSequenceModel, ModelConfig
+from interp.models.protocol import view
 from tests.analysis import planted
 from tests.analysis.bridges import bridged, hugging_face
 from tests.analysis.measured import never_run
@@ -121,6 +126,29 @@ def _stream_and_attention(model, tokens):
 @torch.no_grad()
 def _patterns(model, tokens):
     return model(tokens, output_attentions=True).attentions[1].numpy()
+
+
+def test_the_drop_of_a_bridge_and_what_its_head_explains(of_gpt2):
+    losses = repeated_sequence_loss(bridged(planted_gpt2()), n=N, n_sequences=SEQUENCES)
+    assert of_gpt2.drop.value == pytest.approx(float(losses.sel(measure="drop")), abs=1e-6)
+    assert of_gpt2.explained.low > 0.7
+    assert of_gpt2.order.low > 1
+
+
+def test_heads_are_taken_out_of_a_bridge_and_averaged_over():
+    seen = view(bridged(planted_gpt2(), "planted"))
+    probe = repeated_tokens(N, d_vocab=D_VOCAB, bos=0, n_sequences=SEQUENCES)
+    other = repeated_tokens(2 * N, d_vocab=D_VOCAB, bos=0, n_sequences=SEQUENCES, seed=1)
+    patches = Patches(seen, probe.tokens, other.tokens[:, :N_POS], 0.2, 1, 0)
+    removal = Removal(patches, probe)
+    scores = induction_candidates(seen, probe, 1, math.nan, partial(removal.under, ["L0H0"]))
+    assert float(scores.sel(measure="score", head="L1H0")) < 0.2
+    clean = removal.losses([]).second.mean()
+    with averaged(patches, ["L1H0"]):
+        averaged_over = Removal(patches, probe).losses([])
+    assert clean < 0.1
+    assert averaged_over.second.mean() > 2
+    assert Removal(patches, probe).losses([]).second.mean() == clean
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "mistral"])

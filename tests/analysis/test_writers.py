@@ -308,20 +308,36 @@ def test_hooks_of_others_are_left_alone_and_do_not_mislead_the_check():
         assert calls == [len(tokens)]
 
 
-def test_layers_that_differ_in_heads_are_refused():
+@torch.no_grad()
+def test_layers_may_differ_in_their_number_of_heads():
+    """A head is removed by zeroing its rows of the output map."""
     config = transformers.LagunaConfig(
         **GROUPED, head_dim=8, num_attention_heads_per_layer=[4, 8], num_experts=2,
         num_experts_per_tok=1, moe_intermediate_size=16,
     )  # fmt: skip
-    bridge = bridged(hugging_face("laguna", config))
+    inner, tokens = hugging_face("laguna", config), probe(9)
+    ablated = interp.ablate(bridged(copy.deepcopy(inner)), tokens, "heads", control="none")
+    heads = [f"L{layer}H{head}" for layer, n in ((0, 4), (1, 8)) for head in range(n)]
+    assert ablated.labels["head"] == tuple(heads)
+    with pytest.raises(ValueError, match=r"layer 1: W_O is not to be had.* ask by='layers'"):
+        interp.logit_attribution(bridged(copy.deepcopy(inner)), tokens)
+    before = loss_of(inner(tokens).logits, tokens)
+    inner.get_submodule("model.layers.1.self_attn.o_proj").weight[:, 7 * 8 :] = 0
+    effect = loss_of(inner(tokens).logits, tokens) - before
+    assert ablated.sel(measure="effect", head="L1H7").values == pytest.approx(effect, abs=1e-5)
+
+
+def test_a_number_of_heads_that_is_not_that_of_a_layer_is_refused(monkeypatch):
+    monkeypatch.setattr(BridgeView, "heads", property(lambda self: {0: 4, 1: 2}))
+    bridge = bridged(copy.deepcopy(models("llama")[0]))
     for call in (
         lambda: interp.ablate(bridge, probe(9), "heads", control="none"),
-        lambda: interp.ablate(bridge, probe(9), "L1H3", control="none"),
         lambda: interp.logit_attribution(bridge, probe(9)),
     ):
-        with pytest.raises(ValueError, match=r"layer 1.* 8 heads, .* 4"):
+        with pytest.raises(ValueError, match=r"layer 1.* 4 heads, .* 2"):
             call()
-    interp.logit_attribution(bridge, probe(9), by="layers")
+    with pytest.raises(ValueError, match="layer 1: it computes 4 heads, and its description has 2"):
+        view(bridge).check_heads([0, 1])
 
 
 def test_a_mixer_is_called_mamba_only_where_it_is_one():

@@ -1,6 +1,7 @@
 """Which heads attend as induction heads do: more than by chance, by position, or untrained?"""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -8,7 +9,7 @@ from interp.analysis.probes import origin_of
 from interp.analysis.result import Result
 from interp.analysis.sequences import RepeatedTokens
 from interp.analysis.statistics.intervals import student_t
-from interp.analysis.targets import measure, stripe
+from interp.analysis.targets import Under, measure, stripe
 from interp.models import HookedSequenceModel
 from interp.models.protocol import View, view
 from interp.models.shapes import Tokens
@@ -17,8 +18,17 @@ SEQUENCES_OF_RANDOM_WEIGHTS = 8
 CONFIDENCE = 0.99
 
 
-def induction_candidates(seen: View, probe: RepeatedTokens, n_random: int, seed: int) -> Result:
+def induction_candidates(
+    seen: View, probe: RepeatedTokens, n_random: int, random_weights: float, under: Under | None
+) -> Result:
     """Each head's induction score beside what it would be without any matching.
+
+    Args:
+        seen: the model.
+        probe: what it is measured on.
+        n_random: how many models of random weights there were.
+        random_weights: the highest score of any head in them (`score_of_random_weights`).
+        under: hooks to run under, such as those that remove other heads.
 
     Returns:
         A Result over "measure" and "head", all probabilities of attention:
@@ -29,15 +39,15 @@ def induction_candidates(seen: View, probe: RepeatedTokens, n_random: int, seed:
         * `random_weights`: the highest score of any head in as many models of random weights; NaN
           for a bridge.
     """
-    scored, unmatched = _scores(seen, probe, probe.tokens), _scores(seen, probe, _turned(probe))
+    scored = _scores(seen, probe, probe.tokens, under)
+    unmatched = _scores(seen, probe, _turned(probe), under)
     assert scored.standard_error is not None
     assert unmatched.standard_error is not None
     assert scored.chance is not None
     unknown = np.full_like(scored.values, np.nan)
-    random_weights = np.full_like(scored.values, _random_weights(seen, probe, n_random, seed))
     return Result(
         "induction_candidates",
-        np.stack([scored.values, unmatched.values, random_weights]),
+        np.stack([scored.values, unmatched.values, np.full_like(scored.values, random_weights)]),
         ("measure", "head"),
         labels={
             "measure": ("score", "unmatched", "random_weights"),
@@ -56,35 +66,67 @@ def stand_out(candidates: Result, least: float) -> list[str]:
     Above the places themselves by `least`, and above chance and random weights with 99 %
     confidence.
     """
-    errors = student_t((1 + CONFIDENCE) / 2, candidates.degrees_of_freedom)
-    score, unmatched, untrained = (
-        candidates.sel(measure=name) for name in candidates.labels["measure"]
-    )
-    assert score.standard_error is not None
-    assert unmatched.standard_error is not None
-    assert score.chance is not None
-    low = score.values - errors * score.standard_error
-    high = np.fmax(unmatched.values + errors * unmatched.standard_error, score.chance)
-    above = (low > np.fmax(high, untrained.values)) & (score.values - unmatched.values >= least)
-    chosen = [index for index in np.argsort(-score.values) if above[index]]
-    return [str(score.labels["head"][index]) for index in chosen]
+    range_of = _Range.of(candidates)
+    untrained = candidates.sel(measure="random_weights").values
+    explained = np.fmax(np.fmax(range_of.unmatched_high, range_of.chance), untrained)
+    return range_of.heads((range_of.score_low > explained) & (range_of.matching >= least))
 
 
-def _scores(seen: View, probe: RepeatedTokens, tokens: Tokens) -> Result:
-    target = stripe(probe.positions(1), offset=probe.n - 1)
-    origin = origin_of(seen, probe)
-    return measure(seen, tokens, {"score": target}, "induction", origin).sel(score="score")
+def weak_together(candidates: Result, least: float) -> list[str]:
+    """Heads that match, each however little, and together by `least`; the highest score first.
+
+    Each of them attends to the match more than to the same place without one, with 99 %
+    confidence.
+    """
+    range_of = _Range.of(candidates)
+    matches = range_of.score_low > range_of.unmatched_high
+    return range_of.heads(matches) if range_of.matching[matches].sum() >= least else []
 
 
-def _turned(probe: RepeatedTokens) -> Tokens:
-    """The first copy turned by half its length: the same tokens, none of them in its place."""
-    tokens, first = probe.tokens.clone(), probe.positions(0)
-    copy = tokens[:, first.start : first.stop]
-    tokens[:, first.start : first.stop] = copy.roll(probe.n // 2, dims=1)
-    return tokens
+def by_distance(candidates: Result, least: float) -> list[str]:
+    """The heads that attend to these places whatever stands there, by `least` above chance."""
+    range_of = _Range.of(candidates)
+    matches = range_of.score_low > range_of.unmatched_high
+    above = range_of.unmatched_low - range_of.chance >= least
+    return range_of.heads(above & ~(matches & (range_of.matching >= least)))
 
 
-def _random_weights(seen: View, probe: RepeatedTokens, n_random: int, seed: int) -> float:
+@dataclass(frozen=True, eq=False)
+class _Range:
+    """The ends of the 99 % intervals of every head's scores."""
+
+    candidates: Result
+    score_low: np.ndarray
+    unmatched_low: np.ndarray
+    unmatched_high: np.ndarray
+    matching: np.ndarray
+    chance: np.ndarray
+
+    @classmethod
+    def of(cls, candidates: Result) -> "_Range":
+        reach = student_t((1 + CONFIDENCE) / 2, candidates.degrees_of_freedom)
+        score, unmatched = (candidates.sel(measure=name) for name in ("score", "unmatched"))
+        assert score.standard_error is not None
+        assert unmatched.standard_error is not None
+        assert score.chance is not None
+        return cls(
+            candidates,
+            score.values - reach * score.standard_error,
+            unmatched.values - reach * unmatched.standard_error,
+            unmatched.values + reach * unmatched.standard_error,
+            score.values - unmatched.values,
+            score.chance,
+        )
+
+    def heads(self, chosen: np.ndarray) -> list[str]:
+        """The chosen ones, the highest score first."""
+        score = self.candidates.sel(measure="score").values
+        labels = self.candidates.labels["head"]
+        return [str(labels[index]) for index in np.argsort(-score, kind="stable") if chosen[index]]
+
+
+def score_of_random_weights(seen: View, probe: RepeatedTokens, n_random: int, seed: int) -> float:
+    """The highest induction score of any head in models of random weights; NaN for a bridge."""
     model = seen.model
     if not isinstance(model, HookedSequenceModel):
         return math.nan
@@ -95,3 +137,21 @@ def _random_weights(seen: View, probe: RepeatedTokens, n_random: int, seed: int)
         tokens = probe.tokens[:SEQUENCES_OF_RANDOM_WEIGHTS]
         highest.append(_scores(view(twin), probe, tokens).values.max())
     return max(highest, default=math.nan)
+
+
+def _scores(
+    seen: View, probe: RepeatedTokens, tokens: Tokens, under: Under | None = None
+) -> Result:
+    target = stripe(probe.positions(1), offset=probe.n - 1)
+    origin = origin_of(seen, probe)
+    return measure(seen, tokens, {"score": target}, "induction", origin, under=under).sel(
+        score="score"
+    )
+
+
+def _turned(probe: RepeatedTokens) -> Tokens:
+    """The first copy turned by half its length: the same tokens, none of them in its place."""
+    tokens, first = probe.tokens.clone(), probe.positions(0)
+    copy = tokens[:, first.start : first.stop]
+    tokens[:, first.start : first.stop] = copy.roll(probe.n // 2, dims=1)
+    return tokens

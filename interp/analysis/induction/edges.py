@@ -13,6 +13,7 @@ import numpy as np
 
 from interp.analysis.ablation import ablate
 from interp.analysis.interventions.catalogue import Catalogue
+from interp.analysis.interventions.checks import others_of
 from interp.analysis.maps.routes import place_of
 from interp.analysis.maps.splits import routes
 from interp.analysis.metrics import InductionScore, Metric, SecondCopyLoss
@@ -97,6 +98,11 @@ class Patches:
     share: float
     n_random: int
     seed: int
+
+    @property
+    def others(self) -> Tokens:
+        """For each repeated sequence, the one that `effects` patches from."""
+        return others_of(self.tokens, self.unrepeated, self.seed)
 
     def effects(
         self, labels: Sequence[str], metric: Metric, compare: bool = True

@@ -58,14 +58,14 @@ class Reading:
     def _from_attention(
         self, metric: InductionScore, copies: int, start: Start | None, hooks: Sequence[Hook]
     ) -> Tensor:
-        scores: dict[int, Tensor] = {}
+        tokens, scores = self.tokens.repeat(copies, 1), {}
         first = 0 if start is None else start.layer + (start.mixed is not None)
 
         def hear(layer: int, entries: Entries) -> None:
-            scores[layer] = metric.read(layer, entries, self.tokens).cpu()
+            scores[layer] = metric.read(layer, entries, tokens).cpu()
 
         self.seen.listen_to_attention(
-            self.tokens.repeat(copies, 1),
+            tokens,
             hear,
             layers=[layer for layer in metric.layers if layer >= first],
             start=start,

@@ -62,6 +62,36 @@ def median_interval(low: Sequence[float], high: Sequence[float] | None = None) -
     return MedianInterval(sorted(low)[k - 1], sorted(ends)[n - k], coverage(k))
 
 
+def ratio_interval(
+    numerators: Sequence[float], denominators: Sequence[float]
+) -> tuple[float, float]:
+    """Fieller's interval for a ratio of two means that are measured on the same samples.
+
+    NaN where the denominator's own interval holds 0: then any ratio is possible.
+
+    >>> low, high = ratio_interval([1.0, 2.1, 2.9, 4.1], [2.0, 4.0, 6.0, 8.0])
+    >>> round(low, 3), round(high, 3)
+    (0.452, 0.558)
+    """
+    n = len(numerators)
+    if n < 2:
+        return math.nan, math.nan
+    a, b = fmean(numerators), fmean(denominators)
+    t = student_t((1 + CONFIDENCE) / 2, n - 1)
+    if not abs(b) > t * stdev(denominators) / math.sqrt(n):
+        return math.nan, math.nan
+    pairs = list(zip(numerators, denominators, strict=True))
+    factor = t**2 / (n * (n - 1) * b**2)
+    aa = factor * sum((x - a) ** 2 for x, _ in pairs)
+    bb = factor * sum((y - b) ** 2 for _, y in pairs)
+    ab = factor * sum((x - a) * (y - b) for x, y in pairs)
+    # The ratios r for which mean(x) - r mean(y) is not significant: a quadratic in r.
+    ratio = a / b
+    middle = (ratio - ab) / (1 - bb)
+    reach = math.sqrt(max(middle**2 - (ratio**2 - aa) / (1 - bb), 0.0))
+    return middle - reach, middle + reach
+
+
 def student_t(probability: float, dof: int) -> float:
     """The quantile of Student's t distribution above its median.
 
