@@ -22,7 +22,7 @@ from rivals.timing import in_turns, ratio, seconds, show
 from torch import Tensor
 
 from interp.analysis import ablate, repeated_tokens
-from interp.analysis.metrics import InContextLearning, InductionScore, Metric
+from interp.analysis.interventions.metrics import InContextLearning, InductionScore, Metric
 from interp.models import HookedAttnAttn
 
 D_VOCAB, N, N_SEQUENCES = 5_000, 256, 8

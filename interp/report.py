@@ -15,12 +15,12 @@ from interp.analysis import (
     loss_by_position,
     repeated_sequence_loss,
 )
-from interp.analysis.probes import probe_for
-from interp.analysis.result import rounded
-from interp.analysis.sequences import RepeatedTokens, copy_length
+from interp.analysis.probes.probe import probe_for
+from interp.analysis.probes.sequences import RepeatedTokens, copy_length
 from interp.models import load
-from interp.models.protocol import View, view
 from interp.models.shapes import Tokens
+from interp.results.result import rounded
+from interp.views import View, view
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import interp
-from interp.analysis.result import rounded
 from interp.models.hub import bundled
+from interp.results.result import rounded
 from interp.training import Recipe
 
 FLOOR = {"conv-attn": 0.6, "smeared-attn": 0.5, "attn-attn": 0.5}

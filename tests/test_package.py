@@ -97,7 +97,7 @@ def test_version_is_the_one_in_pyproject():
 
 
 def test_a_provenance_names_the_versions_that_ran():
-    from interp.analysis.result import versions
+    from interp.results.result import versions
 
     assert versions()["torch"] == torch.__version__
     assert versions()["interp"] == interp.__version__

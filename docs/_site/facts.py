@@ -61,7 +61,7 @@ def over_blocks(blocks: pd.DataFrame, what: str) -> pd.DataFrame:
     stretches of consecutive blocks where it has none.
     """
     from interp.analysis import Result, stretches
-    from interp.analysis.statistics.intervals import student_t
+    from interp.results.intervals import student_t
 
     rows = {}
     for seed, part in blocks.sort_values("block").groupby("seed"):

@@ -15,8 +15,8 @@ import torch
 
 import interp
 from interp.analysis import InductionScore, RepeatedTokens
-from interp.models.protocol import view
 from interp.models.shapes import Tokens
+from interp.views import view
 
 HERE = Path(__file__).parent
 MODELS, PAIRS = ("conv-attn", "smeared-attn"), ((0, 1), (0, 0))

@@ -24,11 +24,11 @@ import typer
 
 import interp
 from interp.analysis import InductionScore, RepeatedTokens, Result
-from interp.analysis.context import early_and_late
+from interp.analysis.losses.in_context import early_and_late
 from interp.data.blocks import open_table
 from interp.models import Checkpoints
-from interp.models.protocol import view
 from interp.training.text import Text, spread
+from interp.views import view
 
 HERE = Path(__file__).parent
 STEPS = (0, 45, 86, 120, 167, 232, 322, 447, 622, 1200)

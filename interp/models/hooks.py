@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint as _HookPoint
 
 
@@ -52,3 +53,20 @@ def without_hooks(model: Any) -> Iterator[None]:
     finally:
         for point, forward, handles in hooks:
             point._forward_hooks, point.fwd_hooks = forward, handles
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; outside, every module's mode is as it was."""
+    # A bridge does not count the Hugging Face model that it wraps among its modules.
+    inner = getattr(model, "original_model", None)
+    modules = {*model.modules(), *(inner.modules() if isinstance(inner, nn.Module) else ())}
+    modes = {module: module.training for module in modules}
+    try:
+        for module in modules:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -171,7 +171,7 @@ class LinearLayer(ABC):
         """What each lag makes of the normalised stream, from lag 0 on."""
 
     @abstractmethod
-    def biases(self, n_pos: int, move: Move) -> dict[str, Tensor]:
+    def biases(self, n_pos: int, frozen: Frozen, move: Move) -> dict[str, Tensor]:
         """What is written whatever is read, by the name of the parameter."""
 
     def parts(self, parts: Parts, frozen: Frozen, move: Move) -> Parts:
@@ -191,7 +191,7 @@ class LinearLayer(ABC):
     ) -> dict[str, Tensor]:
         """The constants before a post-norm."""
         through = {name: self.written(x[None], frozen, move).sum(0) for name, x in below.items()}
-        own = self.biases(n_pos, move)
+        own = self.biases(n_pos, frozen, move)
         if not self.post_norm and self.norm is not None and self.norm.offset is not None:
             # A lag that reaches before the first token has no offset either.
             offset = everywhere(self.norm.offset, n_pos)

@@ -17,7 +17,7 @@ from interp.models.embedding import Embed, TiedUnembed, Unembed
 from interp.models.folding import fold_norms
 from interp.models.hooks import HookPoint, nearest
 from interp.models.hub import HubMixin
-from interp.models.lens import LensConfig
+from interp.models.lens_config import LensConfig
 from interp.models.shapes import KeyMask, Logits, Positions, Stream, Tokens
 from interp.models.text import TextMixin
 from interp.models.weights import WeightsMixin

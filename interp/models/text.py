@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from interp.models.config import ModelConfig
 from interp.models.embedding import Embed
+from interp.models.hooks import undisturbed
 from interp.models.shapes import KeyMask, Tokens
-from interp.models.view import undisturbed
 
 
 class TextMixin(nn.Module):

@@ -2,7 +2,6 @@
 
 from plotly.graph_objects import Figure
 
-from interp.analysis.result import Result
 from interp.plots import (
     attention,
     attribution,
@@ -18,6 +17,7 @@ from interp.plots import (
     pictures,
 )
 from interp.plots.attention import AttentionView
+from interp.results.result import Result
 
 __all__ = ["AttentionView", "Figure", "figure"]
 

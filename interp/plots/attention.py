@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float64
 
-from interp.analysis.result import Result
 from interp.plots import style
+from interp.results.result import Result
 
 
 @dataclass(frozen=True, eq=False)

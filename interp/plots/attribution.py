@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from interp.analysis.result import Result, rounded
 from interp.plots import style
 from interp.plots.heatmaps import _Scale as Scale
+from interp.results.result import Result, rounded
 
 MOST_ROWS = 40
 """Of more parts the largest are shown, and the others as one."""

@@ -3,11 +3,11 @@
 import numpy as np
 import plotly.graph_objects as go
 
-from interp.analysis.result import Result, rounded
 from interp.plots import heatmaps, pictures, style
 from interp.plots.attention import _visible as visible
 from interp.plots.heatmaps import WIDTH_FOR_LARGE_TEXT
 from interp.plots.heatmaps import _Scale as Scale
+from interp.results.result import Result, rounded
 
 ROWS = ("query_token", "source_token", "query_position")
 COLUMNS = ("key_token", "predicted_token", "key_position")

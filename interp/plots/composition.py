@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from interp.analysis.result import Result, rounded
 from interp.plots import graph, style
 from interp.plots.heatmaps import _Scale as Scale
+from interp.results.result import Result, rounded
 
 SURVIVES = 0.05
 MOST_TEXTS = 20_000

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from interp.analysis.result import Label, Result, rounded
 from interp.plots import style
+from interp.results.result import Label, Result, rounded
 
 LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}
 BAND = 0.22  # opacity of one standard error

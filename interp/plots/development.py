@@ -6,10 +6,10 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float64
 
-from interp.analysis.result import Result, over_samples, rounded
 from interp.plots import style
 from interp.plots.curves import BOTTOM, TOP
 from interp.plots.panels import Clock, Line, Panel, after_zero, chances, stacked, tokens_at
+from interp.results.result import Result, over_samples, rounded
 
 MAP_HEIGHT = 430
 THIN, CURVE = 0.9, 2.0  # widths of lines
@@ -147,7 +147,7 @@ def training(result: Result) -> go.Figure:
     Against steps, which are not logarithmic here. The training loss is drawn thin, as it is noisy.
 
     Args:
-        result: over "step" and "measure", as `interp.analysis.records.training_curves` gives it.
+        result: over "step" and "measure", as `interp.analysis.training_curves` gives it.
 
     Raises:
         ValueError: other axes.

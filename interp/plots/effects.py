@@ -3,9 +3,9 @@
 import numpy as np
 import plotly.graph_objects as go
 
-from interp.analysis.result import Result
 from interp.plots import curves, style
 from interp.plots.grids import grid, title, told
+from interp.results.result import Result
 
 MEASURES = ("estimate", "exact"), ("effect",)
 """What is drawn: the first of these that a result has. Hovering tells the rest."""

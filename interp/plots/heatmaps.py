@@ -10,8 +10,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from interp.analysis.result import Result, rounded
 from interp.plots import style
+from interp.results.result import Result, rounded
 
 HEAD = re.compile(r"L(\d+)H(\d+)")
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from interp.analysis.result import Result
 from interp.plots import style
 from interp.plots.layered import HEIGHT, Box, Line, Link, layered
+from interp.results.result import Result
 
 PLACE = re.compile(r"L(\d+)(?:H(\d+)|\.lag(\d+)|\.mlp)")
 CHANNELS = ("q", "k", "v")

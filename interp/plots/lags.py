@@ -3,10 +3,10 @@
 import numpy as np
 import plotly.graph_objects as go
 
-from interp.analysis.result import Result, rounded
 from interp.plots import pictures, style
 from interp.plots.heatmaps import _Scale as Scale
 from interp.plots.tiles import Table, Tiles, reading
+from interp.results.result import Result, rounded
 
 PAIRS = Tiles(width=62, height=40, across="key", down="query")
 SMEARS = Tiles(width=66, height=28, slanted=True)

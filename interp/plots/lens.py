@@ -5,10 +5,10 @@ import html
 import numpy as np
 import plotly.graph_objects as go
 
-from interp.analysis.result import Result, rounded
 from interp.plots import style
 from interp.plots.attribution import by_position
 from interp.plots.heatmaps import _Scale as Scale
+from interp.results.result import Result, rounded
 
 # Pixels.
 TOP, BOTTOM, LEFT, RIGHT = 72, 56, 70, 24

@@ -11,9 +11,9 @@ from typing import Protocol, runtime_checkable
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from interp.analysis.result import write_whole
 from interp.plots import style
 from interp.plots.attention import AttentionView, bundle
+from interp.results.result import write_whole
 
 # The browser refuses every request the page could make, whatever the libraries in it would like.
 POLICY = (

@@ -8,9 +8,9 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float64
 
-from interp.analysis.result import Result, rounded
 from interp.plots import style
 from interp.plots.curves import BAND, BOTTOM, LEGEND_HEIGHT, TOP
+from interp.results.result import Result, rounded
 
 # Pixels.
 PANEL_HEIGHT, PANEL_GAP, PANEL_TITLE, ONE_PANEL = 210, 58, 22, 330

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import plotly.graph_objects as go
 
-from interp.analysis.result import Result
 from interp.plots import style
 from interp.plots.curves import BOTTOM, TOP
 from interp.plots.development import steps
 from interp.plots.runs import kind_of, looks_of
+from interp.results.result import Result
 
 WINDOW, SPREAD = 0.26, 0.10  # opacity of the window, and of what its ends' intervals add
 ROW_HEIGHT = 54  # pixels

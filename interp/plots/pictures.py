@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from interp.analysis.result import Result, rounded
 from interp.plots import style
 from interp.plots.heatmaps import _Scale as Scale
+from interp.results.result import Result, rounded
 
 # Pixels.
 TOP, BOTTOM, LEFT, RIGHT = 92, 96, 70, 24

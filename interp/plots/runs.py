@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from interp.analysis.result import Result
 from interp.plots import style
 from interp.plots.panels import Clock, Line, Panel, after_zero, chances, stacked, tokens_at
+from interp.results.result import Result
 
 RUN, MEDIAN = 0.9, 3.2  # widths of lines
 FAINT_RUN = 0.55

@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from interp.analysis.result import Result
+from interp.results.result import Result
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 INK = "#1f2430"

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import plotly.graph_objects as go
 
-from interp.analysis.result import Result, rounded
 from interp.plots import style
 from interp.plots.heatmaps import _Scale as Scale
+from interp.results.result import Result, rounded
 
 # Pixels.
 TOP, LEFT, RIGHT = 96, 84, 24

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from interp.analysis import head_scores, in_context_learning_score, repeated_sequence_loss
-from interp.analysis.sequences import copy_length
+from interp.analysis.probes.sequences import copy_length
 from interp.models import HookedSequenceModel
 from interp.models.shapes import Tokens
 

@@ -15,9 +15,9 @@ from interp.analysis import (
     loss_by_position,
     repeated_sequence_loss,
 )
-from interp.analysis.result import Result, rounded, versions
-from interp.analysis.sequences import copy_length
+from interp.analysis.probes.sequences import copy_length
 from interp.data.prepared import Prepared
+from interp.results.result import Result, rounded, versions
 from interp.training.flops import flops_per_token
 from interp.training.recipe import Recipe
 from interp.training.text import text_of

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from interp.analysis import head_scores, repeated_sequence_loss
-from interp.analysis.context import early_and_late
-from interp.analysis.sequences import copy_length
-from interp.analysis.statistics.sampling import Sampling
+from interp.analysis.losses.in_context import early_and_late
+from interp.analysis.probes.sequences import copy_length
 from interp.models import HookedSequenceModel
 from interp.models.shapes import Tokens
+from interp.results.sampling import Sampling
 from interp.training.directory import publish, unfinished
 from interp.training.recipe import Recipe
 from interp.training.text import Text, spread

@@ -7,8 +7,8 @@ import numpy as np
 from datasets import Dataset
 from torch import Tensor
 
-from interp.analysis.statistics.sampling import stretches
 from interp.models.shapes import Tokens
+from interp.results.sampling import stretches
 
 
 class Text(NamedTuple):

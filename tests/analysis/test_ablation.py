@@ -8,7 +8,7 @@ import pytest
 
 from interp.analysis import InductionScore, LogitDifference, ablate
 from interp.analysis.interventions.checks import others_of
-from interp.analysis.metrics import InContextLearning
+from interp.analysis.interventions.metrics import InContextLearning
 from interp.models import HookedSequenceModel
 from tests.analysis import interventions as by_hand
 from tests.analysis import measured

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from interp.analysis import InductionScore, ablate, induction_score
-from interp.analysis.sequences import repeated_tokens
+from interp.analysis.probes.sequences import repeated_tokens
 from tests.analysis import measured
 from tests.analysis.interventions import head, tokens_for
 from tests.analysis.test_ablation import CLOSE, METRICS, by_metric, heads_of

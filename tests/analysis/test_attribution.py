@@ -8,7 +8,7 @@ import torch
 import transformer_lens
 
 from interp.analysis import repeated_tokens
-from interp.analysis.attribution import logit_attribution
+from interp.analysis.attribution.logits import logit_attribution
 from interp.models import HookedAttn, HookedAttnAttn, HookedConvAttn
 from tests.analysis import planted
 from tests.analysis.bridges import CONFIGS, bridged, hugging_face, probe
@@ -137,7 +137,7 @@ def test_positions_are_those_asked_for_and_the_error_is_over_sequences(monkeypat
     assert whole.labels["position"] == tuple(range(zoo.N_CTX - 1))
     one_by_one = np.stack([logit_attribution(model, row[None]).values for row in tokens])
     error = one_by_one.std(0, ddof=1) / np.sqrt(5)
-    monkeypatch.setattr("interp.analysis.attribution.TOKENS_AT_ONCE", 2 * zoo.N_CTX)
+    monkeypatch.setattr("interp.analysis.attribution.logits.TOKENS_AT_ONCE", 2 * zoo.N_CTX)
     some = logit_attribution(model, tokens, positions=[-2, 1])
     assert some.labels["position"] == (zoo.N_CTX - 2, 1)
     np.testing.assert_allclose(some.values, one_by_one.mean(0)[:, [-1, 1]], **EXACT)

@@ -19,8 +19,8 @@ from interp.analysis import (
     loss_by_position,
     repeated_sequence_loss,
 )
-from interp.analysis.heads import common_and_rare
-from interp.models.protocol import view
+from interp.analysis.heads.scores import common_and_rare
+from interp.views import view
 from tests.analysis import measured
 from tests.analysis.bridges import (
     CONFIGS,

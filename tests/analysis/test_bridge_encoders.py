@@ -12,9 +12,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformer_lens.model_bridge import TransformerBridge
 
 import interp
-from interp.analysis.metrics import InductionScore, LogitDifference
+from interp.analysis.interventions.metrics import InductionScore, LogitDifference
 from interp.models import Attention, HookedSequenceModel
-from interp.models.protocol import view
+from interp.views import view
 from tests.analysis import measured
 from tests.analysis.bridges import D_VOCAB, N_CTX, SIZES, N, bridged, hugging_face, probe
 
@@ -148,9 +148,8 @@ def test_the_probe_of_an_encoder_stands_between_cls_and_sep(booted):
 
 def test_the_scores_of_an_encoder_are_those_of_its_own_attentions(booted, monkeypatch):
     given, n = [], 12
-    monkeypatch.setattr(
-        interp.analysis.heads, "measure", recorder(interp.analysis.heads.measure, given)
-    )
+    scores = interp.analysis.heads.scores
+    monkeypatch.setattr(scores, "measure", recorder(scores.measure, given))
     found = interp.head_scores(booted, n=n, n_sequences=3)
     tokens = given[0]
     assert tokens.shape == (3, 2 * n + 2)

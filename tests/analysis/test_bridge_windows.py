@@ -8,7 +8,7 @@ import torch
 import transformers
 
 import interp
-from interp.models.protocol import view
+from interp.views import view
 from tests.analysis.bridges import GROUPED, SIZES, N, bridged, hugging_face, probe
 
 LENGTH, WINDOW = 20, 6
@@ -140,7 +140,7 @@ def test_attention_to_keys_that_were_not_visible_is_refused(monkeypatch):
     model = bridged(hugging_face("mistral"))
     seen = view(model)
     seen.visible(0, 2 * N + 1)[:, 3] = False  # as if no other token had made it visible
-    monkeypatch.setattr(interp.analysis.heads, "view", lambda model: seen)
+    monkeypatch.setattr(interp.analysis.heads.scores, "view", lambda model: seen)
     with pytest.raises(ValueError, match=r"layer 0 attends to keys.*sparse attention.*no chance"):
         interp.head_scores(model, n=N, n_sequences=2)
 

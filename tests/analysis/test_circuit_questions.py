@@ -11,9 +11,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from interp.analysis.circuits import ov_circuit, qk_circuit
-from interp.analysis.factored import Circuit, Side
-from interp.analysis.matching import match_table
+from interp.analysis.circuits.factored import Circuit, Side
+from interp.analysis.circuits.matching import match_table
+from interp.analysis.circuits.qk_ov import ov_circuit, qk_circuit
 from interp.models import HookedAttn
 from tests.models import zoo
 
@@ -34,7 +34,7 @@ def product(circuit: Circuit) -> np.ndarray:
 @pytest.mark.parametrize("k", [1, 5, 60])
 @pytest.mark.parametrize("largest", [True, False])
 def test_top_pairs_are_those_of_the_whole_product(monkeypatch, rows, columns, width, k, largest):
-    monkeypatch.setattr("interp.analysis.factored.ENTRIES_AT_ONCE", 150)
+    monkeypatch.setattr("interp.analysis.circuits.factored.ENTRIES_AT_ONCE", 150)
     generator = torch.Generator().manual_seed(rows + k)
     A = torch.randn(rows, width, generator=generator) * torch.rand(rows, 1, generator=generator)
     B = torch.randn(width, columns, generator=generator)
@@ -121,7 +121,7 @@ AT_50_000 = """
 import resource, sys
 import torch
 torch.set_num_threads(1)
-from interp.analysis.circuits import ov_circuit, qk_circuit
+from interp.analysis.circuits.qk_ov import ov_circuit, qk_circuit
 from interp.models import HookedConvAttn
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 model = HookedConvAttn(d_vocab=50_000, d_model=128, n_heads=2, d_head=64, n_ctx=16)

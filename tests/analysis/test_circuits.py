@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformer_lens import FactoredMatrix
 
-from interp.analysis.circuits import ov_circuit, qk_circuit
-from interp.analysis.factored import Circuit
-from interp.analysis.lags import lag_circuits
+from interp.analysis.circuits.factored import Circuit
+from interp.analysis.circuits.qk_ov import ov_circuit, qk_circuit
+from interp.analysis.lags.lag_circuits import lag_circuits
 from tests.analysis import planted
 from tests.analysis.bridges import bridged, hugging_face, probe
 from tests.models import zoo

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from interp.analysis.circuits import ov_circuit, qk_circuit
+from interp.analysis.circuits.qk_ov import ov_circuit, qk_circuit
 from interp.models import Attention, Conv, HookedAttn, HookedConvAttn, HookedSmearedAttn
 from tests.analysis.bridges import N_CTX, bridged, hugging_face
 from tests.models import zoo

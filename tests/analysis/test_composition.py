@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from interp.analysis.composition import composition_scores
+from interp.analysis.circuits.composition import composition_scores
 from interp.models import (
     Attention,
     Conv,

@@ -9,7 +9,7 @@ import transformers
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.model_bridge import TransformerBridge
 
-from interp.analysis.composition import composition_scores
+from interp.analysis.circuits.composition import composition_scores
 from interp.models import Attention, HookedSequenceModel, ModelConfig
 from tests.analysis.bridges import CONFIGS, D_VOCAB, GROUPED, N_CTX, bridged, hugging_face
 

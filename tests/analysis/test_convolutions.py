@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from interp.analysis.convolutions import conv_lags, conv_singular_values, conv_weights
+from interp.analysis.lags.convolutions import conv_lags, conv_singular_values, conv_weights
 from interp.models import HookedAttn, HookedConvAttn
 from tests.analysis import readers
 from tests.models import zoo

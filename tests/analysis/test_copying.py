@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from interp.analysis.copying import copying_score
+from interp.analysis.heads.copying import copying_score
 from interp.models import Attention, Conv, HookedAttn, HookedConvAttn
 from tests.analysis import planted
 from tests.analysis.bridges import bridged, hugging_face

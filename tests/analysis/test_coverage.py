@@ -9,8 +9,8 @@ import pytest
 
 from interp.analysis import Result
 from interp.analysis.interventions.effects import effect_rows, effects
-from interp.analysis.statistics.intervals import student_t
-from interp.analysis.statistics.sampling import Sampling
+from interp.results.intervals import student_t
+from interp.results.sampling import Sampling
 
 TIMES = 2_000
 

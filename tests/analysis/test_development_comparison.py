@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from interp.analysis import Result, tokens_to_reach
-from interp.analysis.statistics.intervals import mean_interval, median_interval, student_t
+from interp.results.intervals import mean_interval, median_interval, student_t
 
 STEPS = (1, 10, 100, 1000)
 

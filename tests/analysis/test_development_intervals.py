@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from interp.analysis import Result, development, induction_score, phase_change
-from interp.analysis.statistics.intervals import student_t
 from interp.models import HookedConvAttn
+from interp.results.intervals import student_t
 from tests.analysis import planted
 from tests.analysis.growth import DECADES, curve, found, of_samples, reason
 

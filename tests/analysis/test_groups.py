@@ -14,8 +14,8 @@ import torch
 import interp
 from interp.analysis import Result, development, over_samples, stretches
 from interp.analysis.induction.edges import effects_of
-from interp.analysis.statistics.intervals import student_t
-from interp.analysis.statistics.sampling import RunningMean, Sampling, _labels
+from interp.results.intervals import student_t
+from interp.results.sampling import RunningMean, Sampling, _labels
 
 MODEL = interp.HookedConvAttn(d_vocab=40, d_model=16, n_heads=2, n_ctx=16, seed=1)
 TEXT = torch.randint(40, (6, 12), generator=torch.Generator().manual_seed(0))

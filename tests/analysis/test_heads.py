@@ -19,9 +19,9 @@ from interp.analysis import (
     previous_token_score,
     repeated_tokens,
 )
-from interp.analysis.heads import common_and_rare
+from interp.analysis.heads.scores import common_and_rare
 from interp.models import HookedAttnAttn, HookedConvAttn
-from interp.models.protocol import view
+from interp.views import view
 from tests.analysis import measured
 
 EXACT = {"rtol": 0, "atol": 1e-10}

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from interp.analysis import circuit, repeated_sequence_loss
-from interp.analysis.statistics.intervals import ratio_interval
 from interp.models import MLP, Attention, Conv, HookedAttnAttn, HookedConvAttn
+from interp.results.intervals import ratio_interval
 from tests.analysis import planted
 
 V, N, SEQUENCES = 30, 10, 5

@@ -13,7 +13,7 @@ from interp.analysis.induction.candidates import induction_candidates
 from interp.analysis.induction.decision import Removal, averaged
 from interp.analysis.induction.edges import Patches
 from interp.models import Conv, HookedSequenceModel, ModelConfig
-from interp.models.protocol import view
+from interp.views import view
 from tests.analysis import planted
 from tests.analysis.bridges import bridged, hugging_face
 from tests.analysis.measured import never_run

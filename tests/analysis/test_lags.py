@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from interp.analysis import induction_score, repeated_tokens
-from interp.analysis.lags import lag_circuits, lag_pair_shares
-from interp.analysis.removal import without_lag_pair
+from interp.analysis.lags.lag_circuits import lag_circuits, lag_pair_shares
+from interp.analysis.lags.lag_pair import without_lag_pair
 from interp.models import HookedAttn, HookedConvAttn
 from tests.analysis import measured, planted, readers
 from tests.models import zoo

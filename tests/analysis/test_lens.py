@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from interp.analysis import repeated_tokens
-from interp.analysis.lens import lens_tokens, logit_lens
+from interp.analysis.attribution.lens import lens_tokens, logit_lens
 from interp.models import HookedConvAttn
 from tests.analysis import planted
 from tests.analysis.bridges import bridged, hugging_face, probe
@@ -75,7 +75,8 @@ def test_it_is_the_last_norm_and_unembedding_of_each_stream(name):
 def test_it_ends_at_the_loss_and_averages_over_sequences(monkeypatch):
     model, tokens = zoo.build("three lags"), zoo.tokens(batch=5)
     one_by_one = np.stack([logit_lens(model, row[None]).values for row in tokens])
-    monkeypatch.setattr("interp.analysis.lens.LOGITS_AT_ONCE", 2 * zoo.N_CTX * zoo.D_VOCAB)
+    at_once = "interp.analysis.attribution.lens.LOGITS_AT_ONCE"
+    monkeypatch.setattr(at_once, 2 * zoo.N_CTX * zoo.D_VOCAB)
     lens = logit_lens(model, tokens)
     np.testing.assert_allclose(lens.values, one_by_one.mean(0), **EXACT)
     error = one_by_one.std(0, ddof=1) / np.sqrt(5)

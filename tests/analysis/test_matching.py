@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from interp.analysis.maps.matches import Rows, matches
-from interp.analysis.matching import diagonal_preference, match_table, previous_token_match
+from interp.analysis.circuits.diagonal_preference import Rows, matches
+from interp.analysis.circuits.matching import diagonal_preference, match_table, previous_token_match
 from interp.models import HookedConvAttn
 from tests.analysis import planted, readers
 from tests.models import zoo
@@ -40,7 +40,7 @@ def test_equals_the_circuit_spelled_out():
 def test_chunks_make_no_difference(monkeypatch):
     rows, queries, keys = random_parts()
     whole = matches(Rows.of(rows), queries, keys)
-    monkeypatch.setattr("interp.analysis.maps.matches.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("interp.analysis.circuits.diagonal_preference.ROWS_AT_ONCE", 7)
     parts = matches(Rows.of(rows), queries, keys)
     for name in ("value", "shuffled", "rotated"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
@@ -135,8 +135,8 @@ def test_a_basis_of_the_head_changes_nothing():
 def test_rotary_matches_at_a_chosen_distance():
     model = readers.build("rotary")
     attn, rows = model.attn(1), model.W_E.detach()
-    from interp.analysis.maps.routes import rotation
-    from interp.analysis.reads import reads
+    from interp.analysis.circuits.reads import reads
+    from interp.analysis.circuits.routes import rotation
 
     q, k = (reads(model, "L1H2", channel).maps for channel in "qk")
     for distance in (0, 3):

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from interp.analysis import repeated_tokens
-from interp.analysis.attribution import logit_attribution
-from interp.analysis.paths import path_attribution
+from interp.analysis.attribution.logits import logit_attribution
+from interp.analysis.attribution.paths import path_attribution
 from interp.models import Attention, Conv, HookedConvAttn
 from tests.analysis import planted
 from tests.analysis.bridges import bridged, hugging_face, probe

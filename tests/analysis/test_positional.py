@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from interp.analysis.positional import positional_circuit
+from interp.analysis.circuits.positional import positional_circuit
 from interp.models import Attention, Conv, HookedAttn, HookedSequenceModel
 from tests.analysis import planted
 from tests.analysis.bridges import bridged, hugging_face

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from interp.analysis.maps.routes import check_turn, place_of, rotation, route
-from interp.analysis.maps.scales import embedding_moments, scales_of
-from interp.analysis.reads import reads
+from interp.analysis.circuits.frozen_factors import embedding_moments, scales_of
+from interp.analysis.circuits.reads import reads
+from interp.analysis.circuits.routes import check_turn, place_of, rotation, route
 from interp.models import Attention, Conv, HookedAttn, HookedConvAttn
 from tests.analysis import readers
 from tests.models import zoo

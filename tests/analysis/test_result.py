@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.analysis.result import Result
+from interp.results.result import Result
 
 SCORES = ("induction", "previous_token")
 HEADS = ("L0H0", "L0H1", "L1H0")

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from interp.analysis.maps.rotations import baseline, rotated, spectra
+from interp.analysis.circuits.rotations import baseline, rotated, spectra
 
 
 def decaying(n: int, power: float, width: int) -> torch.Tensor:

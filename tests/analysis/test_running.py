@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.analysis.statistics.sampling import RunningMean
+from interp.results.sampling import RunningMean
 
 sizes = st.lists(st.integers(1, 5), min_size=1, max_size=6)
 

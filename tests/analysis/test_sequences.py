@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.analysis.sequences import repeated_tokens
+from interp.analysis.probes.sequences import repeated_tokens
 
 
 @given(

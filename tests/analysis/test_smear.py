@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from interp.analysis.reads import all_reads, reads
-from interp.analysis.smear import detect_smeared_keys
+from interp.analysis.circuits.reads import all_reads, reads
+from interp.analysis.lags.smeared_keys import detect_smeared_keys
 from interp.models import HookedConvAttn, HookedSmearedAttn
 from tests.analysis import readers
 from tests.models import zoo
@@ -239,7 +239,7 @@ def test_tokens_give_the_numbers_of_the_field_by_brute_force(name):
     q = cache[f"blocks.{layer}.attn.hook_q"][:, :, 0].reshape(-1, attn.W_Q.shape[-1])
     queries = q.T @ q / len(q)
     if attn.rotary is not None:
-        from interp.analysis.maps.routes import rotation
+        from interp.analysis.circuits.routes import rotation
 
         turn = rotation(attn, distance)
         queries = turn.T @ queries @ turn

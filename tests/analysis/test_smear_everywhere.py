@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from interp.analysis.reads import reads
-from interp.analysis.smear import detect_smeared_keys
+from interp.analysis.circuits.reads import reads
+from interp.analysis.lags.smeared_keys import detect_smeared_keys
 from interp.models import Attention, Conv, HookedAttn
 from tests.analysis import measured, planted, readers
 from tests.analysis.test_smear import numbers, text

@@ -13,8 +13,8 @@ import torch
 import transformers
 
 import interp
-from interp.models.bridge import BridgeView
-from interp.models.protocol import view
+from interp.views import view
+from interp.views.bridge import BridgeView
 from tests.analysis.bridges import D_VOCAB, GROUPED, N_CTX, SIZES, bridged, hugging_face, probe
 
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from interp.models import HookedSequenceModel
-from interp.models.protocol import Entries, undisturbed, view
+from interp.views import Entries, undisturbed, view
 from tests.models import zoo
 from tests.models.test_text import WORDS, tokenizer
 from tests.models.zoo import N_CTX

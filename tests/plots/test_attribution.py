@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from interp.analysis import lens_tokens, logit_attribution, logit_lens, path_attribution
-from interp.analysis.result import Result
 from interp.models import HookedConvAttn
 from interp.plots.attribution import MOST_ROWS
+from interp.results.result import Result
 
 TOKENS = torch.arange(20).reshape(2, 10)
 

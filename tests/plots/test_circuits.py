@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from interp.analysis.result import Result
 from interp.plots import figure
 from interp.plots.circuits import by_distance, entries, named
 from interp.plots.style import INK
+from interp.results.result import Result
 
 
 def circuit(rows, columns, values=None, **provenance) -> Result:

@@ -6,9 +6,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from interp.analysis.result import Result
 from interp.plots import figure, graph
 from interp.plots.composition import MEASURES, scores
+from interp.results.result import Result
 
 KINDS = ("Q", "K", "V")
 

@@ -4,9 +4,9 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from interp.analysis.result import Result
 from interp.plots import figure
 from interp.plots.curves import curve, measures
+from interp.results.result import Result
 
 MEASURES = ("first_copy_loss", "second_copy_loss", "second_copy_accuracy")
 UNITS = {"first_copy_loss": "nats", "second_copy_loss": "nats", "second_copy_accuracy": "fraction"}

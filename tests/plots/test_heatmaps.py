@@ -6,9 +6,9 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from interp.analysis.result import Result
 from interp.plots import style
 from interp.plots.heatmaps import heads
+from interp.results.result import Result
 
 SCORES = ("induction", "previous_token", "duplicate_token", "first_token")
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from interp.analysis.result import Result
 from interp.plots import figure, pictures, style
 from interp.plots.lags import pairs, smears
 from interp.plots.tiles import written
+from interp.results.result import Result
 
 LAGS = ("lag 0", "lag 1")
 HEADS = ("L1H0", "L1H1", "L1H2")

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from interp.analysis.result import Result
 from interp.plots.attention import view
 from interp.plots.page import Section, write_page
+from interp.results.result import Result
 
 EVIL = "<script>alert('x')</script> & \"more\""
 

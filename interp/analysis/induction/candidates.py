@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from interp.analysis.probes import origin_of
-from interp.analysis.result import Result
-from interp.analysis.sequences import RepeatedTokens
-from interp.analysis.statistics.intervals import student_t
-from interp.analysis.targets import Under, measure, stripe
+from interp.analysis.heads.targets import Under, measure, stripe
+from interp.analysis.probes.probe import origin_of
+from interp.analysis.probes.sequences import RepeatedTokens
 from interp.models import HookedSequenceModel
-from interp.models.protocol import View, view
 from interp.models.shapes import Tokens
+from interp.results.intervals import student_t
+from interp.results.result import Result
+from interp.views import View, view
 
 SEQUENCES_OF_RANDOM_WEIGHTS = 8
 CONFIDENCE = 0.99

@@ -19,20 +19,20 @@ from interp.analysis.induction.candidates import (
     weak_together,
 )
 from interp.analysis.induction.edges import UNKNOWN, Effect, Patches
-from interp.analysis.interventions.catalogue import Catalogue
-from interp.analysis.interventions.changes import Change, Edit, edit_hooks
-from interp.analysis.interventions.limits import rows_that_fit
+from interp.analysis.interventions.edits import Change, Edit, edit_hooks
+from interp.analysis.interventions.memory import rows_that_fit
 from interp.analysis.interventions.metric import Numbers, Values
-from interp.analysis.interventions.sources import Means, OtherRun
+from interp.analysis.interventions.metrics import LogitMetric, SecondCopyLoss
+from interp.analysis.interventions.replacements import Means, OtherRun
 from interp.analysis.interventions.sweep import Sweep
-from interp.analysis.metrics import LogitMetric, SecondCopyLoss
-from interp.analysis.result import Result
-from interp.analysis.sequences import RepeatedTokens
-from interp.analysis.statistics.intervals import mean_interval, ratio_interval
-from interp.analysis.units import Unit
-from interp.models.outputs import Outputs
-from interp.models.protocol import Hook
+from interp.analysis.interventions.unit_index import Catalogue
+from interp.analysis.interventions.units import Unit
+from interp.analysis.probes.sequences import RepeatedTokens
 from interp.models.shapes import Tokens
+from interp.results.intervals import mean_interval, ratio_interval
+from interp.results.result import Result
+from interp.views import Hook
+from interp.views.outputs import Outputs
 
 MOST_ROUNDS = 4
 """How often heads are looked for: in the whole model, and without those that are found."""

@@ -11,19 +11,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from interp.analysis.ablation import ablate
-from interp.analysis.interventions.catalogue import Catalogue
+from interp.analysis.circuits.routes import place_of
+from interp.analysis.interventions.ablation import ablate
 from interp.analysis.interventions.checks import others_of
-from interp.analysis.maps.routes import place_of
-from interp.analysis.maps.splits import routes
-from interp.analysis.metrics import InductionScore, Metric, SecondCopyLoss
-from interp.analysis.removal import without_lag_pair
-from interp.analysis.result import Result
-from interp.analysis.statistics.intervals import student_t
-from interp.analysis.units import HEAD
+from interp.analysis.interventions.metrics import InductionScore, Metric, SecondCopyLoss
+from interp.analysis.interventions.unit_index import Catalogue
+from interp.analysis.interventions.units import HEAD
+from interp.analysis.lags.lag_pair import without_lag_pair
+from interp.analysis.lags.lag_terms import routes
 from interp.models import HookedSequenceModel
-from interp.models.protocol import View
 from interp.models.shapes import Tokens
+from interp.results.intervals import student_t
+from interp.results.result import Result
+from interp.views import View
 
 CHANNELS = ("q", "k", "v")
 SENDER = re.compile(r"L(\d+)(?:H\d+|\.lag\d+|\.mlp)")

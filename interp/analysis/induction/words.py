@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from interp.analysis.induction.decision import Decision
 from interp.analysis.induction.edges import SMEAR, Cells, Edge, Effect
-from interp.analysis.result import Result
+from interp.results.result import Result
 
 LAG = re.compile(r"L\d+\.lag(\d+)")
 OTHERS = {"embed": "the embedding", SMEAR: "the key before, by smearing"}

@@ -7,12 +7,12 @@ import torch
 from interp.analysis.interventions.controls import (
     Control,
 )
-from interp.analysis.interventions.limits import rows_that_fit
-from interp.analysis.interventions.sources import Means, OtherRun, Source, Zeros
-from interp.analysis.metrics import InductionScore, LogitMetric, Metric
-from interp.analysis.sequences import RepeatedTokens
-from interp.models.protocol import View
+from interp.analysis.interventions.memory import rows_that_fit
+from interp.analysis.interventions.metrics import InductionScore, LogitMetric, Metric
+from interp.analysis.interventions.replacements import Means, OtherRun, Source, Zeros
+from interp.analysis.probes.sequences import RepeatedTokens
 from interp.models.shapes import Tokens
+from interp.views import View
 
 Method = Literal["zero", "mean", "resample", "pattern_preserving"]
 

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.interventions.catalogue import Catalogue
-from interp.analysis.interventions.changes import Change
-from interp.analysis.units import Unit, stream_hook
-from interp.models.protocol import View
+from interp.analysis.interventions.edits import Change
+from interp.analysis.interventions.unit_index import Catalogue
+from interp.analysis.interventions.units import Unit, stream_hook
+from interp.views import View
 
 Control = Literal["units", "directions", "none"]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from interp.analysis.result import Result
-from interp.analysis.statistics.sampling import Sampling
-from interp.analysis.units import HEAD
+from interp.analysis.interventions.units import HEAD
+from interp.results.result import Result
+from interp.results.sampling import Sampling
 
 Row = tuple[np.ndarray, np.ndarray]
 """A measure's value for every unit, and its standard error."""

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from interp.analysis.interventions.sources import Numbers
-from interp.analysis.metrics import InductionScore, LogitMetric, Metric
+from interp.analysis.interventions.metrics import InductionScore, LogitMetric, Metric
+from interp.analysis.interventions.replacements import Numbers
 from interp.models import HookedSequenceModel
-from interp.models.entries import entries_of
-from interp.models.outputs import Outputs, OutputsOfLogits, OutputsOfStream
-from interp.models.protocol import Hook, View, undisturbed
 from interp.models.shapes import Stream, Tokens
+from interp.views import Hook, View, undisturbed
+from interp.views.entries import entries_of
+from interp.views.outputs import Outputs, OutputsOfLogits, OutputsOfStream
 
 
 @dataclass(frozen=True, eq=False)

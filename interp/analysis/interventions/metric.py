@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.models.outputs import Outputs
-from interp.models.protocol import View
 from interp.models.shapes import Tokens
+from interp.views import View
+from interp.views.outputs import Outputs
 
 Values = Float[Tensor, "batch *measured"]
 Numbers = Int[Tensor, " batch"]

@@ -16,13 +16,13 @@ from jaxtyping import Float64
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp.analysis.interventions.changes import Batch, Change, Entry, names_for, pattern_hook
-from interp.analysis.interventions.limits import rows_that_fit
-from interp.analysis.interventions.reading import Reading, is_felt
-from interp.analysis.interventions.sources import Numbers, Source
-from interp.analysis.metrics import LogitMetric, Metric
-from interp.models.protocol import Hook, View, undisturbed
+from interp.analysis.interventions.edits import Batch, Change, Entry, names_for, pattern_hook
+from interp.analysis.interventions.measuring import Reading, is_felt
+from interp.analysis.interventions.memory import rows_that_fit
+from interp.analysis.interventions.metrics import LogitMetric, Metric
+from interp.analysis.interventions.replacements import Numbers, Source
 from interp.models.shapes import Tokens
+from interp.views import Hook, View, undisturbed
 
 Clean = Float64[Tensor, "batch *measured"]
 Changed = Float64[Tensor, "change batch *measured"]

@@ -192,7 +192,7 @@ class LinearConv(LinearLayer):
         """x W_j, moved j positions later."""
         return (move(x @ weight, lag) for lag, weight in enumerate(self.weight))
 
-    def biases(self, n_pos: int, move: Move) -> dict[str, Tensor]:
+    def biases(self, n_pos: int, frozen: Frozen, move: Move) -> dict[str, Tensor]:
         """b_lags, each where its lag's token exists, and b_conv."""
         name, own = f"blocks.{self.layer}.conv", {}
         if self.lag_bias is not None:

@@ -1,0 +1,209 @@
+"""The logit lens: what would the model predict if it stopped after this layer?"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.analysis.attribution.readout import Choice, Question
+from interp.analysis.losses.in_context import LOGITS_AT_ONCE
+from interp.analysis.probes.probe import handed_in
+from interp.models import HookedSequenceModel
+from interp.models.shapes import Stream, Tokens
+from interp.results.result import Result
+from interp.results.sampling import Groups, RunningMean, Sampling
+from interp.views import View, undisturbed, view
+
+MEASURES = {"loss": "nats", "rank": "tokens", "probability": "probability"}
+LONGEST = 512
+
+
+def logit_lens(
+    model: Any,
+    tokens: Tokens,
+    *,
+    correct: Choice | None = None,
+    positions: Sequence[int] | None = None,
+    per_position: bool = False,
+    groups: Groups | None = None,
+) -> Result:
+    """How well is the correct token predicted after each layer, if the model stopped there?
+
+    Each stream goes through the model's own last norm, with a scale of its own, and unembedding.
+    What it says of early layers holds as far as they write in the last layer's terms.
+
+    Args:
+        model: one of ours, or a `TransformerBridge`.
+        tokens: `[batch pos]`.
+        correct: one token id, one per sequence, or one per position. Default: the next token.
+        positions: where it is read; position t predicts token t + 1. Default: all.
+        per_position: keep the positions apart instead of averaging over them.
+        groups: which text each sequence is from, as in `loss_by_position`.
+
+    Returns:
+        A Result over "measure" and "layer" (and "position"): the mean over sequences of `loss` in
+        nats, `rank` (how many tokens are likelier; 0 is the top) and `probability`. Layers are
+        "embed", then "L0", "L1", ...; the last is what the model predicts. Chance is the uniform
+        prediction, for the rank a random one.
+
+    Raises:
+        ValueError: a token or position that does not exist; a weight that is NaN; a bridge that
+            does more to its logits than a norm and an unembedding.
+
+    Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
+
+    >>> from interp.models import HookedConvAttn
+    >>> model = HookedConvAttn(d_vocab=100, d_model=32, n_heads=2, n_ctx=16)
+    >>> lens = logit_lens(model, torch.arange(20).reshape(2, 10))
+    >>> lens.labels["layer"], lens.sel(measure="loss").values.shape
+    (('embed', 'L0', 'L1'), (3,))
+    """
+    seen = view(model)
+    seen.check_tokens(tokens)
+    sampling = Sampling.of(groups, len(tokens))
+    question = Question.of(seen, tokens, correct, None, positions)
+    seen.check_finite()
+    running = RunningMean(sampling)
+    n_vocab = seen.d_vocab
+    at_once = max(1, LOGITS_AT_ONCE // (tokens.shape[1] * n_vocab))
+    for start in range(0, len(tokens), at_once):
+        rows = slice(start, start + at_once)
+        targets = question.correct[rows]
+        with undisturbed(seen.model):
+            layers = [
+                _measured(logits, targets.to(logits.device))
+                for logits in _lens(seen, tokens[rows], question.positions)
+            ]
+        samples = torch.stack(layers, dim=2).cpu().numpy()  # batch measure layer asked
+        running.add(samples if per_position else samples.mean(-1))
+    where = {"position": tuple(question.positions)} if per_position else {}
+    chance = np.array([np.log(n_vocab), (n_vocab - 1) / 2, 1 / n_vocab])
+    return Result(
+        "logit_lens",
+        running.mean,
+        ("measure", "layer", *where),
+        labels={"measure": tuple(MEASURES), "layer": _names(seen), **where},
+        standard_error=running.standard_error,
+        chance=chance.reshape(3, 1, *[1 for _ in where]),
+        unit=MEASURES,
+        provenance={**handed_in(seen, tokens, sampling), "positions": question.where},
+    )
+
+
+def lens_tokens(model: Any, tokens: Tokens, k: int = 5) -> Result:
+    """Which tokens would the model predict after each layer, at each position of one sequence?
+
+    Args:
+        model: one of ours, or a `TransformerBridge`.
+        tokens: one sequence, `[1 pos]`, of at most 512 tokens.
+        k: how many tokens to name, likeliest first.
+
+    Returns:
+        A Result over "layer", "position" and "choice" (1 is the likeliest): probabilities. The
+        tokens themselves are in its provenance: `top` as ids and `top_words` as text, nested like
+        the values. Its `plot()` is the table that the logit lens is known by.
+
+    Raises:
+        ValueError: several or too long sequences, a k that the vocabulary has not, a weight that is
+            NaN, or a bridge that does more to its logits than a norm and an unembedding.
+
+    Source: nostalgebraist, "interpreting GPT: the logit lens" (2020).
+
+    >>> from interp.models import HookedConvAttn
+    >>> model = HookedConvAttn(d_vocab=100, d_model=32, n_heads=2, n_ctx=16)
+    >>> lens_tokens(model, torch.arange(5)[None], k=2).values.shape
+    (3, 5, 2)
+    """
+    seen = view(model)
+    seen.check_tokens(tokens, at_least=1)
+    n_pos = tokens.shape[1]
+    if tokens.shape[0] != 1 or n_pos > LONGEST:
+        raise ValueError(
+            f"tokens have shape {tuple(tokens.shape)}, but the table is of one sequence of at most "
+            f"{LONGEST} tokens; give tokens[:1, :{LONGEST}]"
+        )
+    if not 1 <= k <= seen.d_vocab:
+        raise ValueError(f"k is {k}, but must be 1 to {seen.d_vocab}, the size of the vocabulary")
+    seen.check_finite()
+    with undisturbed(seen.model):
+        best = [
+            _wide(logits[0]).softmax(-1).topk(k)
+            for logits in _lens(seen, tokens, list(range(n_pos)))
+        ]
+    top = [chosen.indices.tolist() for chosen in best]
+    return Result(
+        "lens_tokens",
+        torch.stack([chosen.values.double() for chosen in best]).cpu().numpy(),
+        ("layer", "position", "choice"),
+        labels={
+            "layer": _names(seen),
+            "position": tuple(range(n_pos)),
+            "choice": tuple(range(1, k + 1)),
+        },
+        unit="probability",
+        provenance={
+            **handed_in(seen, tokens),
+            "words": seen.words(tokens[0].tolist()),
+            "top": top,
+            "top_words": [[seen.words(row) for row in layer] for layer in top],
+        },
+    )
+
+
+def _names(seen: View) -> tuple[str, ...]:
+    return ("embed", *(f"L{layer}" for layer in range(seen.n_layers)))
+
+
+def _lens(
+    seen: View, tokens: Tokens, positions: list[int]
+) -> Iterator[Float[Tensor, "batch asked vocab"]]:
+    """The logits after the embedding and after each layer, one layer's at a time."""
+    model = seen.model
+    streams = ["blocks.0.hook_resid_pre"]
+    streams += [f"blocks.{layer}.hook_resid_post" for layer in range(seen.n_layers)]
+    heard: dict[str, Stream] = {}
+
+    def keep(name: str, stream: Tensor, hook: Any) -> None:
+        heard[name] = stream[:, positions]
+
+    # A bridge calls some hook points by another name than the one that they were asked for by.
+    ears: list[Any] = [(name, partial(keep, name)) for name in streams]
+    if isinstance(model, HookedSequenceModel):
+        model.run_with_hooks(tokens, fwd_hooks=ears, stop_at_layer=len(model.blocks))
+        for name in streams:
+            yield model.unembed(model.ln_final(heard[name]))
+        return
+    tokens = tokens.to(next(model.parameters()).device)
+    last = model.run_with_hooks(tokens, fwd_hooks=ears, return_type="logits")[:, positions]
+    for name in streams[:-1]:
+        yield model.unembed(model.ln_final(heard[name]))
+    _check_readout(seen, model.unembed(model.ln_final(heard[streams[-1]])), last)
+    yield last
+
+
+def _check_readout(seen: View, lens: Tensor, logits: Tensor) -> None:
+    off = float((lens - logits).abs().max())
+    if off > 1e-3 * float(logits.abs().max()):
+        raise ValueError(
+            f"{seen.name} does more to its logits than its last norm and its unembedding: they "
+            f"differ by up to {off:.2g} (capped logits, say). The lens would not end at what it "
+            "predicts"
+        )
+
+
+def _measured(
+    logits: Float[Tensor, "batch asked vocab"], targets: Int[Tensor, "batch asked"]
+) -> Float[Tensor, "batch measure asked"]:
+    wide = _wide(logits)
+    right = wide.gather(-1, targets[..., None])
+    loss = (wide.logsumexp(-1) - right[..., 0]).double()
+    rank = (wide > right).sum(-1).double()
+    return torch.stack([loss, rank, (-loss).exp()], dim=1)
+
+
+def _wide(logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

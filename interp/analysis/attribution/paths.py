@@ -1,0 +1,138 @@
+"""Attribution along paths: where does what a head adds to the logit come from?"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.analysis.attribution.logits import Attributions, over_sequences, scaled_direction
+from interp.analysis.attribution.readout import Choice, Question
+from interp.analysis.attribution.stream import Heard, OurParts
+from interp.analysis.circuits.frozen_factors import names_for, scales_of
+from interp.analysis.circuits.routes import Route, ours, place_of, route
+from interp.analysis.probes.probe import handed_in
+from interp.models import HookedSequenceModel
+from interp.models.linear import wide
+from interp.models.shapes import Stream, Tokens
+from interp.results.result import Result
+from interp.results.sampling import Groups, Sampling
+from interp.views import view
+
+Values = Float[Tensor, "batch pos d_head"]
+
+
+def path_attribution(
+    model: Any,
+    tokens: Tokens,
+    heads: str | Sequence[str] | None = None,
+    *,
+    correct: Choice | None = None,
+    incorrect: Choice | Literal["mean"] | None = None,
+    positions: Sequence[int] | None = None,
+    per_position: bool = True,
+    groups: Groups | None = None,
+) -> Result:
+    """Along which paths does a head add to the logit: from which part, through which lag?
+
+    A head writes what its values carry. With its attention pattern and every norm's scale frozen,
+    they are a sum: over what was in the stream that enters the convolutions below the head (the
+    embedding, positions, earlier heads, MLPs, biases), over the lags, and over the parameters that
+    add a constant along the way. Each term is a path, and a head's paths add up to the head's
+    attribution exactly. Between attention layers the paths are V-composition: what an earlier head
+    writes and this one moves. Lag 0 counts in the residual path around the convolution.
+
+    Args:
+        model: an interp model.
+        tokens: `[batch pos]`.
+        heads: "L1H3", or several; default all.
+        correct: as in `logit_attribution`.
+        incorrect: as there.
+        positions: as there.
+        per_position: as there.
+        groups: as there.
+
+    Returns:
+        A Result over "path" and "position", in logits: the mean over sequences. Paths are written
+        "embed > lag 1 > L1H3", "L0H2 > L1H3" where no convolution lies directly below the head, and
+        "blocks.0.conv.b_conv > L1H3" for a constant.
+
+    Raises:
+        TypeError: not an interp model: the lags are read from its weights.
+        ValueError: no such head; a token or position that does not exist; a weight that is NaN.
+
+    Source: the path expansion of Elhage et al. 2021; convolutions in it are ours.
+
+    >>> import torch
+    >>> from interp.models import HookedConvAttn
+    >>> model = HookedConvAttn(d_vocab=100, d_model=32, n_heads=2, n_ctx=16, positions="none")
+    >>> tokens = torch.arange(20).reshape(2, 10)
+    >>> paths = path_attribution(model, tokens, "L1H1", per_position=False)
+    >>> paths.labels["path"][:2]
+    ('embed > lag 0 > L1H1', 'embed > lag 1 > L1H1')
+    """
+    model = ours(model, "logit_attribution (what a head adds in all) or path_patch (one path)")
+    seen = view(model)
+    seen.check_tokens(tokens)
+    sampling = Sampling.of(groups, len(tokens))
+    wanted = (heads,) if isinstance(heads, str) else tuple(heads or seen.head_labels)
+    ways = {head: route(model, head, "v") for head in wanted}
+    stream = OurParts(model)
+    _refuse_replaced(model, stream, wanted)
+    question = Question.of(seen, tokens, correct, incorrect, positions)
+    seen.check_finite()
+    names = {name for way in ways.values() for name in _names(model, way)}
+
+    def attribute(rows: slice) -> Attributions:
+        heard = stream.hear(tokens[rows], tuple(names))
+        direction = scaled_direction(question, stream, heard, rows)
+        return {
+            path: (written[:, question.positions] * direction).sum(-1)
+            for way in ways.values()
+            for path, written in _paths(model, stream, way, heard)
+        }
+
+    origin = {
+        **handed_in(seen, tokens, sampling),
+        "variant": question.described,
+        "heads": list(wanted),
+    }
+    name, axis = "path_attribution", "path"
+    return over_sequences(name, axis, attribute, question, origin, per_position, sampling)
+
+
+def _refuse_replaced(model: HookedSequenceModel, stream: OurParts, heads: Sequence[str]) -> None:
+    for head in heads:
+        layer, _ = place_of(model, head)
+        if not stream.residual and stream.end(layer) < stream.end(None) - 1:
+            raise ValueError(
+                f"{head}: this model has no residual stream, so a later layer replaces what the "
+                "head writes, and it adds to no logit directly; only a last layer's heads do"
+            )
+
+
+def _names(model: HookedSequenceModel, way: Route) -> list[str]:
+    layer, _ = place_of(model, way.head)
+    return [*names_for(way), f"blocks.{layer}.attn.hook_pattern"]
+
+
+def _paths(
+    model: HookedSequenceModel, stream: OurParts, way: Route, heard: Heard
+) -> Iterator[tuple[str, Stream]]:
+    """What each path writes to the last stream."""
+    layer, index = place_of(model, way.head)
+    pattern = heard[f"blocks.{layer}.attn.hook_pattern"][:, index]
+    W_O, last = wide(model.attn(layer).W_O[index]), stream.end(None)
+    for name, values in _values(stream, way, heard):
+        written = pattern @ values @ W_O
+        yield f"{name} > {way.head}", stream.carry(written, heard, stream.end(layer), last)
+
+
+def _values(stream: OurParts, way: Route, heard: Heard) -> Iterator[tuple[str, Values]]:
+    """The head's values as a sum over where they come from."""
+    scales, n_pos = scales_of(way, heard), heard["hook_embed"].shape[1]
+    for source, part in stream.parts(heard, before=way.layer):
+        for lag, values in enumerate(way.parts(part, scales)):
+            yield (f"{source} > lag {lag}" if way.lags > 1 else source), values
+    for parameter, values in way.constants(n_pos, scales).items():
+        yield parameter, values.expand(len(heard["hook_embed"]), -1, -1)

@@ -1,0 +1,216 @@
+"""Which logit is asked about, and the direction of the last stream that it is read from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.models import HookedSequenceModel
+from interp.models.linear import wide
+from interp.models.norm import Norm
+from interp.models.shapes import Tokens
+from interp.views import View
+
+Choice = int | Int[Tensor, "..."]
+"""One token for all, one per sequence, or one per sequence and position."""
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """From the last stream to logits: a norm, and W_U.
+
+    A logit is `(x C / s) · direction + biases`, the norm's gain and centring being folded into the
+    direction and its offset into the biases.
+    """
+
+    W_U: Float[Tensor, "d_model vocab"]
+    b_U: Float[Tensor, " vocab"] | None
+    gain: Float[Tensor, " d_model"] | None
+    offset: Float[Tensor, " d_model"] | None
+    centered: bool
+
+    @classmethod
+    def of(cls, model: Any) -> "Readout":
+        """Of a model of ours or of a bridge."""
+        norm = getattr(model, "ln_final", None)
+        if norm is None:
+            raise ValueError(
+                f"{type(model).__name__} has no norm before its unembedding that is known of, so "
+                "its logits cannot be read from the stream; give a model with one"
+            )
+        if isinstance(model, HookedSequenceModel):
+            gain, offset = (norm.w, norm.b) if isinstance(norm, Norm) else (None, None)
+            centered = isinstance(norm, Norm) and norm.centered
+            return cls(model.W_U, model.unembed.b_U, gain, offset, centered)
+        gain = getattr(norm, "w", None)
+        if gain is not None and norm.uses_weight_offset:
+            gain = gain + 1  # Gemma stores gain - 1
+        # A bridge gives an unembedding without a bias one of zeros.
+        bias = model.b_U if model.b_U is not None and model.b_U.any() else None
+        return cls(model.W_U, bias, gain, getattr(norm, "b", None), not norm.uses_rms_norm)
+
+    def directions(self, tokens: Int[Tensor, "..."]) -> Float[Tensor, "... d_model"]:
+        """What the normalised stream is multiplied with for the logits of these tokens."""
+        return self._folded(wide(self.W_U.T[tokens]))
+
+    def biases(self, tokens: Int[Tensor, "..."]) -> dict[str, Float[Tensor, "..."]]:
+        """The parts of these tokens' logits that nothing in the stream writes."""
+        biases = {}
+        if self.offset is not None:
+            biases["ln_final.b"] = wide(self.W_U.T[tokens]) @ wide(self.offset)
+        if self.b_U is not None:
+            biases["unembed.b_U"] = wide(self.b_U[tokens])
+        return biases
+
+    def mean_direction(self) -> Float[Tensor, " d_model"]:
+        """The direction of the mean logit over the vocabulary."""
+        return self._folded(wide(self.W_U).mean(1))
+
+    def mean_biases(self) -> dict[str, Float[Tensor, ""]]:
+        """The biases' parts of the mean logit."""
+        biases = {}
+        if self.offset is not None:
+            biases["ln_final.b"] = wide(self.W_U).mean(1) @ wide(self.offset)
+        if self.b_U is not None:
+            biases["unembed.b_U"] = wide(self.b_U).mean()
+        return biases
+
+    def _folded(self, columns: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        if self.gain is not None:
+            columns = columns * wide(self.gain)
+        return columns - columns.mean(-1, keepdim=True) if self.centered else columns
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """The logit of `correct`, or how far it lies above that of `incorrect`, at some positions."""
+
+    readout: Readout
+    positions: list[int]
+    correct: Int[Tensor, "batch asked"]
+    incorrect: Int[Tensor, "batch asked"] | Literal["mean"] | None
+
+    @classmethod
+    def of(
+        cls,
+        seen: View,
+        tokens: Tokens,
+        correct: Choice | None,
+        incorrect: Choice | Literal["mean"] | None,
+        positions: Sequence[int] | None,
+    ) -> "Question":
+        """Checked before any forward pass.
+
+        Raises:
+            ValueError: no `correct` for a model that predicts no next token; a position outside the
+                sequence or without a next token, or tokens that are
+                not of the vocabulary or not one for all, per sequence, or per token.
+        """
+        if correct is None:
+            seen.check_predicts_next("next token to take as `correct`; say which token is")
+        asked = _positions(positions, tokens.shape[1], needs_next=correct is None)
+        if correct is None:
+            right = tokens[:, [position + 1 for position in asked]]
+        else:
+            right = _choice("correct", correct, seen, tokens, asked)
+        wrong: Any = incorrect
+        if incorrect is not None and not (isinstance(incorrect, str) and incorrect == "mean"):
+            wrong = _choice("incorrect", incorrect, seen, tokens, asked)
+        return cls(Readout.of(seen.model), asked, right, wrong)
+
+    def directions(self, rows: slice) -> Float[Tensor, "batch asked d_model"]:
+        """What the stream over its scale is multiplied with, for some of the sequences."""
+        right = self.readout.directions(self._on_device(self.correct[rows]))
+        if self.incorrect is None:
+            return right
+        if isinstance(self.incorrect, str):
+            return right - self.readout.mean_direction()
+        return right - self.readout.directions(self._on_device(self.incorrect[rows]))
+
+    def biases(self, rows: slice) -> dict[str, Float[Tensor, "batch asked"]]:
+        """What no part of the stream adds, by parameter."""
+        right = self.readout.biases(self._on_device(self.correct[rows]))
+        if self.incorrect is None:
+            return right
+        wrong: Mapping[str, Tensor]
+        if isinstance(self.incorrect, str):
+            wrong = self.readout.mean_biases()
+        else:
+            wrong = self.readout.biases(self._on_device(self.incorrect[rows]))
+        return {name: bias - wrong[name] for name, bias in right.items()}
+
+    def answer(
+        self, logits: Float[Tensor, "batch pos vocab"], rows: slice
+    ) -> Float[Tensor, "batch asked"]:
+        """What the attributions have to add up to, from the logits of some of the sequences."""
+        there = logits[:, self.positions]
+        right = there.gather(-1, self._on_device(self.correct[rows])[..., None])[..., 0]
+        if self.incorrect is None:
+            return right
+        if isinstance(self.incorrect, str):
+            return right - there.mean(-1)
+        return right - there.gather(-1, self._on_device(self.incorrect[rows])[..., None])[..., 0]
+
+    @property
+    def described(self) -> str:
+        """What the numbers are a part of."""
+        other = {None: "logit", "mean": "logit minus mean logit"}
+        if self.incorrect is None or isinstance(self.incorrect, str):
+            return other[self.incorrect]
+        return "logit difference"
+
+    @property
+    def where(self) -> str:
+        """The positions as a reader would say them."""
+        first, last = self.positions[0], self.positions[-1]
+        if self.positions == list(range(first, last + 1)):
+            return f"{first} to {last}"
+        return ", ".join(map(str, self.positions))
+
+    def _on_device(self, tokens: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+        return tokens.to(self.readout.W_U.device)
+
+
+def _positions(positions: Sequence[int] | None, n_pos: int, needs_next: bool) -> list[int]:
+    end = n_pos - needs_next
+    if positions is None:
+        return list(range(end))
+    asked = [position + n_pos if position < 0 else position for position in positions]
+    if not asked or len(set(asked)) < len(asked) or not all(0 <= p < end for p in asked):
+        next_token = "; the last has no next token: give `correct`" if needs_next else ""
+        raise ValueError(
+            f"positions are {list(positions)}, but must be different ones, at least one, of the "
+            f"0 to {end - 1} of a sequence of {n_pos} tokens{next_token}"
+        )
+    return asked
+
+
+def _choice(
+    name: str, chosen: Any, seen: View, tokens: Tokens, asked: list[int]
+) -> Int[Tensor, "batch asked"]:
+    if isinstance(chosen, str):
+        also = ", or 'mean'" if name == "incorrect" else ""
+        raise ValueError(f"{name} is {chosen!r}, but must be token ids{also}")
+    given = torch.as_tensor(chosen)
+    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+        raise TypeError(f"{name} holds {given.dtype}, but must hold token ids")
+    batch, n_pos = tokens.shape
+    if given.ndim == 1 and len(given) == batch:
+        given = given[:, None].expand(batch, len(asked))
+    elif given.shape == (batch, n_pos):
+        given = given[:, asked]
+    elif given.ndim != 0 and given.shape != (batch, len(asked)):
+        raise ValueError(
+            f"{name} has shape {tuple(given.shape)}; give one token, one for each of the {batch} "
+            f"sequences, or {batch} x {n_pos}, one for each position"
+        )
+    low, high = int(given.min()), int(given.max())
+    if low < 0 or high >= seen.d_vocab:
+        raise ValueError(
+            f"{name} holds token {low if low < 0 else high}, which is outside the vocabulary of "
+            f"{seen.d_vocab}"
+        )
+    return given.expand(batch, len(asked)).long()

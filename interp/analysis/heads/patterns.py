@@ -1,0 +1,77 @@
+"""Whole attention patterns, for looking at. Scores never need them."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from interp.models.shapes import Tokens
+from interp.results.result import Result, versions
+from interp.views import Entries, view
+
+LONGEST = 512
+
+
+def attention_pattern(model: Any, tokens: Tokens, layer: int) -> Result:
+    """Where does each head of a layer look, from every token of one sequence?
+
+    Args:
+        model: one of ours, or a `TransformerBridge`.
+        tokens: one sequence, `[1 pos]`, of at most 512 tokens: a picture of more cannot be read.
+        layer: which layer; every layer counts, conv layers too.
+
+    Returns:
+        A Result over "head", "query" and "key": probabilities, each query's adding up to 1. Its
+        `plot()` is a view to click through.
+
+    Raises:
+        ValueError: several or too long sequences, a layer without heads, or a weight that is NaN.
+
+    >>> from interp.models import HookedAttn
+    >>> model = HookedAttn(d_vocab=100, d_model=32, n_heads=2, n_ctx=16)
+    >>> pattern = attention_pattern(model, torch.arange(5)[None], layer=0)
+    >>> pattern.values.shape, bool(np.allclose(pattern.values.sum(-1), 1))
+    ((2, 5, 5), True)
+    """
+    seen = view(model)
+    seen.check_tokens(tokens, at_least=1)
+    n_pos = tokens.shape[1]
+    if tokens.shape[0] != 1 or n_pos > LONGEST:
+        raise ValueError(
+            f"tokens have shape {tuple(tokens.shape)}, but a pattern is drawn of one sequence of "
+            f"at most {LONGEST} tokens; give tokens[:1, :{LONGEST}]"
+        )
+    if layer not in seen.heads:
+        raise ValueError(
+            f"layer {layer} has no heads; the layers that have are {tuple(seen.heads)}"
+        )
+    seen.check_finite()
+    pattern = np.zeros((seen.heads[layer], n_pos, n_pos))
+    visible = torch.ones(n_pos, n_pos).tril() if seen.causal(layer) else torch.ones(n_pos, n_pos)
+    queries, keys = visible.nonzero(as_tuple=True)
+
+    def hear(heard_layer: int, entries: Entries) -> None:
+        if heard_layer == layer:
+            pattern[:, queries.numpy(), keys.numpy()] = (
+                entries(queries, keys)[0].double().cpu().numpy()
+            )
+
+    seen.listen_to_attention(tokens, hear)
+    positions = tuple(range(n_pos))
+    return Result(
+        "attention_pattern",
+        pattern,
+        ("head", "query", "key"),
+        labels={
+            "head": tuple(f"L{layer}H{head}" for head in range(seen.heads[layer])),
+            "query": positions,
+            "key": positions,
+        },
+        unit="probability",
+        provenance={
+            "model": seen.name,
+            "tokens": tokens[0].tolist(),
+            "words": seen.words(tokens[0].tolist()),
+            "versions": versions(),
+        },
+    )

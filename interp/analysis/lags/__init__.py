@@ -1,0 +1,1 @@
+"""Convolutions and smeared keys as circuit elements."""

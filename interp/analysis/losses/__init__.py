@@ -1,0 +1,1 @@
+"""How well the next token is predicted: by position, on repeats, late against early."""

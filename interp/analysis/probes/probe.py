@@ -1,0 +1,72 @@
+"""What a model is measured on, and how a result says so."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from interp.analysis.probes.sequences import RepeatedTokens, repeated_tokens
+from interp.models.shapes import Tokens
+from interp.results.result import versions
+from interp.results.sampling import Sampling
+from interp.views import View
+
+TAKEN_AS_INDEPENDENT = "taken as independent"
+
+
+def probe_for(
+    seen: View,
+    n: int,
+    n_sequences: int,
+    seed: int,
+    *,
+    copies: int = 2,
+    exclude: Iterable[int] = (),
+) -> RepeatedTokens:
+    """Repeated random tokens that fit a model: with its BOS, and without its special tokens.
+
+    For a bidirectional model with the tokens that it was trained to find around a text:
+    `[CLS] + r + r + [SEP]`.
+    """
+    return repeated_tokens(
+        n,
+        d_vocab=seen.d_vocab,
+        bos=seen.bos,
+        sep=seen.separator,
+        exclude=(*seen.special_tokens, *exclude),
+        copies=copies,
+        n_sequences=n_sequences,
+        n_ctx=seen.n_ctx,
+        seed=seed,
+    )
+
+
+def origin_of(seen: View, probe: RepeatedTokens) -> dict[str, Any]:
+    """The provenance of a measurement on repeated random tokens."""
+    return {
+        "model": seen.name,
+        "n": probe.n,
+        "copies": probe.copies,
+        "random_tokens": "with replacement" if probe.with_replacement else "distinct",
+        "bos": seen.bos,
+        **({} if seen.separator is None else {"sep": seen.separator}),
+        "seed": probe.seed,
+        "versions": versions(),
+    }
+
+
+def handed_in(seen: View, tokens: Tokens, sampling: Sampling | None = None) -> dict[str, Any]:
+    """The provenance of a measurement on the caller's tokens.
+
+    With the sampling of several sequences it says what the errors are over, in plain words where
+    nobody said which sequences belong together.
+    """
+    told = {
+        "model": seen.name,
+        "tokens": "handed in",
+        "length": tokens.shape[1],
+        "versions": versions(),
+    }
+    if sampling is None:
+        return told
+    if not sampling.grouped and len(tokens) > 1:
+        told["sequences"] = TAKEN_AS_INDEPENDENT
+    return {**told, **sampling.origin}

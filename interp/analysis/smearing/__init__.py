@@ -1,1 +1,0 @@
-"""What smeared-key detection rests on: second moments over lags, and how their maps lie."""

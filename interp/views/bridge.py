@@ -1,0 +1,280 @@
+"""The view of a `transformer_lens.TransformerBridge`: any Hugging Face model, patterns in hooks."""
+
+from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from interp.models.description import Writer
+from interp.models.hooks import undisturbed, without_hooks
+from interp.models.shapes import Logits, Scores, Stream, Tokens
+from interp.views.entries import Entries, entries_of
+from interp.views.outputs import Outputs, OutputsOfLogits, at_positions
+from interp.views.protocol import Ear, Hear, Hook, Start, View
+
+OUT_MULTIPLIERS = {"attn": "attention_out_multiplier", "mamba": "ssm_out_multiplier"}
+"""What Falcon-H1's config multiplies with what its mixers give, after their hook points."""
+
+MLPS = ("MLPBridge", "MoEBridge", "DenseOrMoEFeedForwardBridge")
+SSMS = ("SSMMixerBridge", "SSM2MixerBridge")
+NORMS = ("NormalizationBridge", "RMSNormalizationBridge")
+
+
+class NotComputedError(ValueError):
+    """A fused kernel left no pattern to read."""
+
+
+class BridgeView(View):
+    """Patterns are reduced in the hook and never stored."""
+
+    # A bridge can be handed a stream, but runs the layers below it all the same.
+    starts_anywhere = False
+
+    def __init__(self, model: Any):
+        self.model = model
+        self.n_ctx, self.d_vocab = int(model.cfg.n_ctx), int(model.cfg.d_vocab)
+        self.n_layers = int(model.cfg.n_layers)
+        self._visibility: dict[int, dict[int, Tensor]] = {}
+
+    @property
+    def heads(self) -> dict[int, int]:
+        """Layers with a pattern to hook; a hybrid's other layers have none."""
+        layers = range(self.model.cfg.n_layers)
+        hooked = [layer for layer in layers if self._pattern(layer) in self.model.hook_dict]
+        config = getattr(self.model.original_model, "config", None)
+        of_layers = getattr(config, "num_attention_heads_per_layer", None)
+        return {
+            layer: int(of_layers[layer] if of_layers else self.model.cfg.n_heads)
+            for layer in hooked
+        }
+
+    def key_heads(self, layer: int) -> int:
+        """Fewer than there are heads where queries share keys."""
+        of_layers = getattr(self.model.cfg, "per_layer_num_key_value_heads", None)
+        if of_layers:
+            return int(of_layers[layer])
+        return int(getattr(self.model.cfg, "n_key_value_heads", None) or self.model.cfg.n_heads)
+
+    @cached_property
+    def hooks(self) -> Collection[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """All but those that the bridge keeps shut until a flag is set."""
+        points = self.model.hook_dict.items()
+        shut = self.model._gated_hook_reason
+        return {name for name, point in points if shut(point.name or name) is None}
+
+    @cached_property
+    def writers(self) -> tuple[Writer, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """From the bridge's components: whatever stands in a block and is no norm."""
+        layers = (self._of_block(layer) for layer in range(self.n_layers))
+        return (*self._embeddings(), *(writer for layer in layers for writer in layer))
+
+    def _embeddings(self) -> Iterator[Writer]:
+        if (normed := "embed_ln.hook_out") in self.hooks:  # all that is embedded, normalised
+            yield Writer.embedding("embed", normed)
+            return
+        # Some bridges show what they multiply the embedding with at its hook point, some do not.
+        shown = getattr(self.model.embed, "_output_contribution_scale", 1.0)
+        yield Writer.embedding("embed", scale=self._multiplier("embedding_multiplier") / shown)
+        if "pos_embed.hook_out" in self.hooks:
+            yield Writer.embedding("pos_embed")
+
+    def _of_block(self, layer: int) -> Iterator[Writer]:
+        """Mixers, then what reads after them."""
+        block, prefix = self.model.blocks[layer], f"blocks.{layer}."
+        writing = {
+            name: component
+            for name, component in block.submodules.items()
+            if not _is_norm(component) and name in block._modules
+        }
+        for name in sorted(writing, key=lambda name: _is_mlp(name, writing[name])):
+            component = writing[name]
+            kind = "mamba" if _is_mamba(component) else name
+            # A block has a hook point of its own for what it adds, where a norm or a factor stands
+            # behind the component's output.
+            own = f"{prefix}hook_{name}_out"
+            scale = 1.0 if own in self.hooks else getattr(block, "residual_contribution_scale", 1.0)
+            yield Writer(
+                label=f"L{layer}.{kind}",
+                hook=own if own in self.hooks else f"{prefix}{name}.hook_out",
+                layer=layer,
+                kind=kind,
+                module=prefix + name,
+                is_mlp=_is_mlp(name, component),
+                scale=scale * self._multiplier(OUT_MULTIPLIERS.get(name, "")),
+            )
+
+    def _multiplier(self, name: str) -> float:
+        """What the Hugging Face config multiplies with; 1 where it has no such factor."""
+        value = getattr(getattr(self.model.original_model, "config", None), name, None)
+        return 1.0 if value is None else float(value)
+
+    def output_map(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        """W_O, as the bridge gives it."""
+        return self.model.blocks[layer].attn.W_O
+
+    def output_bias(self, layer: int) -> Float[Tensor, " d_model"] | None:
+        """b_O, as the bridge gives it."""
+        return self.model.blocks[layer].attn.b_O
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's name and the architecture."""
+        cfg = self.model.cfg
+        return f"{cfg.model_name} ({cfg.architecture or type(self.model).__name__})"
+
+    def _pattern(self, layer: int) -> str:
+        return f"blocks.{layer}.attn.hook_pattern"
+
+    def causal(self, layer: int) -> bool:
+        """As the layer attends, whatever the bridge's config says; False for encoders."""
+        try:
+            return not self.visible(layer, min(3, self.n_ctx)).triu(1).any()
+        except NotComputedError:  # a fused kernel: what the layer says of itself has to do
+            attn = self.model.blocks[layer].attn.original_component
+            said = [getattr(module, "is_causal", None) for module in attn.modules()]
+            return self.model.cfg.attention_dir == "causal" and False not in said
+
+    def visible(self, layer: int, n_pos: int) -> Bool[Tensor, "query key"]:
+        """Where the layer pays attention once its queries are zero, so that it has no preferences.
+
+        Configs name windows, chunks and local layers in too many ways to trust a reading of them.
+        """
+        if n_pos not in self._visibility:
+            self._visibility[n_pos] = self._measured_visibility(n_pos)
+        return self._visibility[n_pos][layer]
+
+    def _measured_visibility(self, n_pos: int) -> dict[int, Tensor]:
+        visible: dict[int, Tensor] = {}
+        queries, keys = torch.ones(n_pos, n_pos).nonzero(as_tuple=True)
+
+        def hear(layer: int, entries: Entries) -> None:
+            paid = entries(queries, keys) > 0
+            visible[layer] = paid.any(0).any(0).view(n_pos, n_pos).cpu()
+
+        def silence(query: Tensor, hook: Any) -> Tensor:
+            return torch.zeros_like(query)
+
+        names = {f"blocks.{layer}.attn.q.hook_out" for layer in self.heads} & set(self.hooks)
+        tokens = torch.full((1, n_pos), self._ordinary_token)
+        with without_hooks(self.model):
+            self.listen_to_attention(tokens, hear, hooks=[(name, silence) for name in names])
+        return visible
+
+    @property
+    def _ordinary_token(self) -> int:
+        """One that no model masks out, as some do with padding."""
+        config = getattr(self.model.original_model, "config", None)
+        names = ("pad_token_id", "bos_token_id", "eos_token_id")
+        special = {*self.special_tokens, *(getattr(config, name, None) for name in names)}
+        return next(token for token in range(self.d_vocab) if token not in special)
+
+    def held_patterns(self, layer: int, pattern: Scores) -> list[Hook]:
+        """The pattern, put in."""
+
+        def at_pattern(found: Scores, hook: Any) -> Scores:
+            return pattern.repeat(len(found) // len(pattern), 1, 1, 1)
+
+        return [(self._pattern(layer), at_pattern)]
+
+    def logits(self, tokens: Tokens) -> Logits:
+        """The model's logits."""
+        with undisturbed(self.model):
+            return self.model(self._place(tokens), return_type="logits")
+
+    def outputs(
+        self,
+        tokens: Tokens,
+        *,
+        positions: Sequence[int] | None = None,
+        start: Start | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> Outputs:
+        """From the logits; those of other positions are not computed."""
+        if start is not None:
+            raise ValueError(f"{self.name} runs from its tokens on; leave start out")
+
+        def cut(stream: Stream, hook: Any) -> Tensor:
+            return at_positions(stream, positions)
+
+        cuts = [] if positions is None else [("unembed.hook_in", cut)]
+        with undisturbed(self.model):
+            logits = self.model.run_with_hooks(
+                self._place(tokens), fwd_hooks=[*hooks, *cuts], return_type="logits"
+            )
+        return OutputsOfLogits(logits)
+
+    def _place(self, tokens: Tokens) -> Tokens:
+        return tokens.to(next(self.model.parameters()).device)
+
+    def _run_with_ears(
+        self,
+        tokens: Tokens,
+        layers: Sequence[int],
+        hear: Hear,
+        start: Start | None,
+        hooks: Sequence[Hook],
+    ) -> None:
+        silent = {layer: self.heads[layer] for layer in layers}
+
+        def at_pattern(layer: int, pattern: Scores) -> None:
+            self._check_pattern(layer, silent.pop(layer), pattern)
+            self._refuse_silence([lower for lower in silent if lower < layer])
+            hear(layer, entries_of(pattern))
+
+        def ear(layer: int) -> Ear:
+            return self._pattern(layer), lambda pattern, hook: at_pattern(layer, pattern)
+
+        ears = [ear(layer) for layer in layers]
+        self.model.run_with_hooks(self._place(tokens), fwd_hooks=[*hooks, *ears], return_type=None)
+        self._refuse_silence(list(silent))
+
+    def _check_pattern(self, layer: int, n_heads: int, pattern: Scores) -> None:
+        if pattern.shape[1] != n_heads:
+            raise ValueError(
+                f"{self.name}: layer {layer} has {pattern.shape[1]} heads, but cfg.n_heads is "
+                f"{n_heads}; bridges whose layers differ in heads cannot be scored"
+            )
+
+    def _refuse_silence(self, layers: list[int]) -> None:
+        if layers:
+            raise NotComputedError(
+                f"{self.name}: the attention patterns of layers {layers} were not computed; load "
+                'the Hugging Face model with attn_implementation="eager"'
+            )
+
+    def _silence(self, names: Sequence[str]) -> str:
+        told = super()._silence(names)
+        if not any(name.endswith(("pattern", "attn_scores")) for name in names):
+            return told
+        return f'{told}; load the Hugging Face model with attn_implementation="eager"'
+
+    def _no_heads(self) -> str:
+        whole = [layer for layer in range(self.n_layers) if not self.written_by(layer)]
+        if not whole:
+            return super()._no_heads()
+        return (
+            f"{self.name}: its bridge describes layers {', '.join(map(str, whole))} as a whole and "
+            "has no hook point inside them, so heads that are there cannot be scored; interp needs "
+            "a bridge that hooks attention patterns"
+        )
+
+
+def _is_a(component: Any, names: Collection[str]) -> bool:
+    """By the names of its classes: to import them would import every architecture."""
+    return any(kind.__name__ in names for kind in type(component).__mro__)
+
+
+def _is_norm(component: Any) -> bool:
+    return _is_a(component, NORMS)
+
+
+def _is_mlp(name: str, component: Any) -> bool:
+    return name == "mlp" or _is_a(component, MLPS)
+
+
+def _is_mamba(component: Any) -> bool:
+    """By its state matrix: Nemotron-H calls attention and MLPs a mixer, too."""
+    return _is_a(component, SSMS) and hasattr(component.original_component, "A_log")

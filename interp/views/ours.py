@@ -1,0 +1,151 @@
+"""The view of an interp model."""
+
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.models.description import Writer
+from interp.models.hooks import undisturbed
+from interp.models.sequence import HookedSequenceModel
+from interp.models.shapes import Heads, Logits, Scores, Stream, Tokens
+from interp.views.entries import entries_from_parts, entries_of
+from interp.views.outputs import Outputs, OutputsOfStream, at_positions
+from interp.views.protocol import Ear, Hear, Hook, Start, View
+from interp.views.replay import run_from
+
+
+class OurView(View):
+    """Each layer describes itself; patterns need not be built to be read."""
+
+    model: HookedSequenceModel
+    starts_anywhere = True
+
+    def __init__(self, model: HookedSequenceModel):
+        self.model = model
+        self.n_ctx, self.d_vocab = model.config.n_ctx, model.config.d_vocab
+        self.n_layers = len(model.blocks)
+
+    @property
+    def heads(self) -> dict[int, int]:
+        return {i: spec.n_heads for i, spec in self.model.config.attention_layers.items()}
+
+    def key_heads(self, layer: int) -> int:
+        return self.heads[layer]
+
+    @property
+    def lags(self) -> dict[int, int]:
+        return {layer: self.model.conv(layer).lags for layer in self.model.conv_layers}
+
+    @cached_property
+    def writers(self) -> tuple[Writer, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        model = self.model
+        enters = model.pos_embed is not None and model.positions_enter_stream
+        writers = [Writer.embedding(kind) for kind in ("embed", "pos_embed")[: 1 + enters]]
+        for layer in range(self.n_layers):
+            writers += [sublayer.writer for sublayer in model.sublayers(layer)]
+        return tuple(writers)
+
+    @property
+    def sums_up(self) -> bool:
+        config = self.model.config
+        return config.residual and config.norm_place != "post"
+
+    def check_heads(self, layers: Collection[int]) -> None:
+        pass  # the description is that of the config, which the layers are built from
+
+    def bent_heads(self, layer: int) -> str | None:
+        return None
+
+    @property
+    def hooks(self) -> Collection[str]:
+        return self.model.hook_dict.keys()
+
+    def causal(self, layer: int) -> bool:
+        return self.model.attn(layer).causal
+
+    def output_map(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        return self.model.attn(layer).W_O
+
+    def output_bias(self, layer: int) -> Float[Tensor, " d_model"] | None:
+        return self.model.attn(layer).b_O
+
+    def held_patterns(self, layer: int, pattern: Scores) -> list[Hook]:
+        heard: dict[str, Heads] = {}
+
+        def at_values(v: Heads, hook: Any) -> None:
+            heard["v"] = v
+
+        def at_z(z: Heads, hook: Any) -> Heads:
+            # All copies of a sequence share one pattern: one product serves them all.
+            v = heard.pop("v").unflatten(0, (-1, len(pattern)))
+            mixed = pattern @ v.permute(1, 3, 2, 0, 4).flatten(3)
+            return mixed.unflatten(3, (len(v), -1)).permute(3, 0, 2, 1, 4).flatten(0, 1)
+
+        prefix = f"blocks.{layer}.attn."
+        return [(prefix + "hook_v", at_values), (prefix + "hook_z", at_z)]
+
+    def logits(self, tokens: Tokens) -> Logits:
+        with undisturbed(self.model):
+            return self.model(tokens)
+
+    def outputs(
+        self,
+        tokens: Tokens,
+        *,
+        positions: Sequence[int] | None = None,
+        start: Start | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> Outputs:
+        model = self.model
+        with undisturbed(model), model.hooks(fwd_hooks=list(hooks)):
+            stream = at_positions(self._stream(tokens, start, self.n_layers), positions)
+            return OutputsOfStream(
+                model.ln_final(stream), model.unembed, model.W_U, model.unembed.b_U
+            )
+
+    def _stream(self, tokens: Tokens, start: Start | None, stop: int) -> Stream:
+        if start is None:
+            return self.model(tokens, stop_at_layer=stop)
+        return run_from(self.model, start, stop)
+
+    def _run_with_ears(
+        self,
+        tokens: Tokens,
+        layers: Sequence[int],
+        hear: Hear,
+        start: Start | None,
+        hooks: Sequence[Hook],
+    ) -> None:
+        last = layers[-1]
+        with self.model.hooks(fwd_hooks=list(hooks)):
+            # Only now can it be told whether anybody changes the patterns.
+            ears = [ear for layer in layers for ear in self._ears(layer, layer == last, hear)]
+            with self.model.hooks(fwd_hooks=[*ears]):
+                self._stream(tokens, start, last + 1)
+
+    def _ears(self, layer: int, is_last: bool, hear: Hear) -> list[Ear]:
+        attn, prefix = self.model.attn(layer), f"blocks.{layer}.attn."
+        if attn.hook_pattern.is_listened_to() or attn.hook_attn_scores.is_listened_to():
+            # Somebody may be changing the pattern: read what the layer really uses.
+            return [(prefix + "hook_pattern", lambda p, hook: hear(layer, entries_of(p)))]
+        heard: dict[str, Heads] = {}
+
+        def at_queries(q: Heads, hook: Any) -> None:
+            heard["q"] = q
+
+        def at_keys(k: Heads, hook: Any) -> None:
+            heard["k"] = k
+            if is_last:  # what the layer would make of its values is nobody's concern
+                at_sum(attn.log_sum_exp(heard["q"], k), hook)
+
+        def at_sum(lse: Float[Tensor, "batch query head"], hook: Any) -> None:
+            hear(layer, entries_from_parts(attn, heard["q"], heard["k"], lse))
+
+        ears: list[Ear] = [
+            (prefix + attn.query_hook, at_queries),
+            (prefix + attn.key_hook, at_keys),
+        ]
+        return ears if is_last else [*ears, (prefix + "hook_log_sum_exp", at_sum)]

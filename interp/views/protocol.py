@@ -1,0 +1,380 @@
+"""The questions that an analysis may ask of any model, whoever wrote it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from interp.models.description import Writer, of_layer
+from interp.models.hooks import undisturbed
+from interp.models.shapes import Logits, Scores, Stream, Tokens
+from interp.views.entries import Entries, Index
+from interp.views.outputs import Outputs
+from interp.views.sums import sums_of
+
+Hear = Callable[[int, Entries], None]
+Ear = tuple[str, Callable[..., None]]
+Hook = tuple[str, Callable[..., Tensor | None]]
+"""The name of a hook point, and a function of the activation and the hook point, as
+`model.hooks(fwd_hooks=...)` takes them."""
+
+
+class EverythingHeard(Exception):  # noqa: N818 - a signal, no error
+    """Raised in a hook, and caught where the model is run: nothing above is worth computing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where a forward pass begins, if not at the tokens.
+
+    Attributes:
+        layer: the first layer to run; the number of layers where only the end is left.
+        stream: what enters it.
+        mixed: what its heads or lags write, where that is known already and need not be computed.
+    """
+
+    layer: int
+    stream: Stream
+    mixed: Stream | None = None
+
+
+class View(ABC):
+    """The questions. A model is left as it was: its mode, its hooks, its gradients."""
+
+    model: Any
+    n_ctx: int
+    d_vocab: int
+    n_layers: int
+    starts_anywhere: bool
+    """Whether a forward pass can begin at a `Start`."""
+
+    @property
+    @abstractmethod
+    def heads(self) -> dict[int, int]:
+        """The number of heads of every layer that has any."""
+
+    @abstractmethod
+    def causal(self, layer: int) -> bool:
+        """Whether the layer's queries see no later key."""
+
+    def visible(self, layer: int, n_pos: int) -> Bool[Tensor, "query key"]:
+        """Which keys each query sees, in a sequence of this length."""
+        everything = torch.ones(n_pos, n_pos, dtype=torch.bool)
+        return everything.tril() if self.causal(layer) else everything
+
+    @property
+    def bidirectional(self) -> tuple[int, ...]:
+        """The layers whose queries see later keys."""
+        return tuple(layer for layer in self.heads if not self.causal(layer))
+
+    @abstractmethod
+    def key_heads(self, layer: int) -> int:
+        """The number of a layer's heads of keys and values, which several queries may share."""
+
+    @property
+    def lags(self) -> dict[int, int]:
+        """The number of lags of every convolution."""
+        return {}
+
+    @property
+    @abstractmethod
+    def writers(self) -> tuple[Writer, ...]:
+        """All that writes to the residual stream, in order: embeddings, then layer by layer."""
+
+    def written_by(self, layer: int) -> tuple[Writer, ...]:
+        """All that one layer writes."""
+        return of_layer(self.writers, layer)
+
+    @property
+    def sums_up(self) -> bool:
+        """Whether the residual stream is the sum of what was written to it."""
+        return True
+
+    def check_writers(self, layers: Collection[int]) -> None:
+        """Refuse a model whose layers write more than their description says; -1: the embeddings.
+
+        Raises:
+            ValueError: the message names the layer, what is missing, and the remedy.
+        """
+        if not layers or not self.sums_up:
+            return
+        wrong = sums_of(self).layers
+        for layer in layers:
+            if layer not in wrong:
+                continue
+            what = "what enters layer 0" if layer < 0 else f"what layer {layer} adds"
+            instead = "L0.resid_pre" if layer < 0 else f"L{layer}.resid_post"
+            raise ValueError(
+                f"{self.name}: all that writes {what} is not known: {wrong[layer]}. An answer "
+                f"would leave that out in silence; patch the stream instead, such as {instead!r}, "
+                "or single hook points"
+            )
+
+    def check_heads(self, layers: Collection[int]) -> None:
+        """Refuse layers that compute another number of heads than their description has.
+
+        Raises:
+            ValueError: the message names the layer and both numbers.
+        """
+        counts = sums_of(self).counts if layers else {}
+        for layer in layers:
+            if wrong := counts.get(layer):
+                raise ValueError(
+                    f"{self.name}: layer {layer}: {wrong}, so its heads cannot be told apart; "
+                    "ask about the whole layer, or other layers"
+                )
+
+    def bent_heads(self, layer: int) -> str | None:
+        """Why what a layer's heads attended to, through W_O, is not what they write; else None."""
+        return sums_of(self).heads.get(layer)
+
+    @property
+    @abstractmethod
+    def hooks(self) -> Collection[str]:
+        """The names of all hook points that can be hooked."""
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nobody else has hooked the model."""
+        points = (self.model.hook_dict[name] for name in self.hooks)
+        return not any(point.fwd_hooks or point.bwd_hooks for point in points)
+
+    @abstractmethod
+    def output_map(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        """From what a layer's heads attended to, to what they write to the stream: W_O."""
+
+    @abstractmethod
+    def output_bias(self, layer: int) -> Float[Tensor, " d_model"] | None:
+        """What a layer's attention writes whatever its heads attended to: b_O."""
+
+    @abstractmethod
+    def held_patterns(self, layer: int, pattern: Scores) -> list[Hook]:
+        """Hooks under which a layer attends as this pattern says, whatever its queries and keys.
+
+        Of a batch that holds the pattern's sequences several times over, each time.
+        """
+
+    @abstractmethod
+    def logits(self, tokens: Tokens) -> Logits:
+        """The model's logits."""
+
+    @abstractmethod
+    def outputs(
+        self,
+        tokens: Tokens,
+        *,
+        positions: Sequence[int] | None = None,
+        start: Start | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> Outputs:
+        """Run the model under hooks, and give what it predicts at some positions (default: all).
+
+        With a start, what lies below it is not run, and of the tokens only the number matters.
+        """
+
+    def capture(
+        self,
+        tokens: Tokens,
+        names: Collection[str],
+        *,
+        start: Start | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> dict[str, Tensor]:
+        """The activations at these hook points; nothing above the last of them is computed.
+
+        Raises:
+            ValueError: one of them stays silent.
+        """
+        kept: dict[str, Tensor] = {}
+
+        def keeper(name: str) -> Hook:
+            def keep(activation: Tensor, hook: Any) -> None:
+                kept[name] = activation
+                if len(kept) == len(names):
+                    raise EverythingHeard
+
+            return name, keep
+
+        if names:
+            keepers = [keeper(name) for name in names]
+            with suppress(EverythingHeard):
+                self.outputs(tokens, positions=(0,), start=start, hooks=[*hooks, *keepers])
+        if silent := sorted(set(names) - set(kept)):
+            raise ValueError(self._silence(silent))
+        return kept
+
+    def _no_heads(self) -> str:
+        return f"{self.name} has no attention layer with a pattern, so it has no heads to score"
+
+    def _silence(self, names: Sequence[str]) -> str:
+        return f"{self.name}: nothing was computed at {', '.join(names)}"
+
+    @abstractmethod
+    def _run_with_ears(
+        self,
+        tokens: Tokens,
+        layers: Sequence[int],
+        hear: Hear,
+        start: Start | None,
+        hooks: Sequence[Hook],
+    ) -> None:
+        """Run the model and call `hear` for these layers, from the lowest to the highest."""
+
+    def listen_to_attention(
+        self,
+        tokens: Tokens,
+        hear: Hear,
+        *,
+        layers: Collection[int] | None = None,
+        start: Start | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> None:
+        """Run the model and let `hear(layer, entries)` read the attention of each layer in turn.
+
+        Entries can be read during the call only: no pattern is kept. Once the last layer's are
+        read the model stops, and nothing above them is computed.
+
+        Args:
+            tokens: `[batch pos]`.
+            hear: is called for each layer, from the lowest to the highest.
+            layers: the layers to listen to; all that have heads.
+            start: where to begin, if not at the tokens.
+            hooks: what else to run under: they come before what is heard.
+
+        Raises:
+            ValueError: the model has no heads.
+        """
+        if not self.heads:
+            raise ValueError(self._no_heads())
+        layers = sorted(self.heads if layers is None else layers)
+
+        def hear_and_stop(layer: int, entries: Entries) -> None:
+            hear(layer, entries)
+            if layer == layers[-1]:
+                raise EverythingHeard
+
+        with undisturbed(self.model), suppress(EverythingHeard):
+            self._run_with_ears(tokens, layers, hear_and_stop, start, hooks)
+
+    def uniform(
+        self, layer: int, queries: Index, keys: Index, n_pos: int
+    ) -> Float[Tensor, " entry"]:
+        """The attention that a head without preferences pays: equal among the keys in sight."""
+        visible = self.visible(layer, n_pos)
+        return visible[queries, keys].double() / visible.sum(1)[queries]
+
+    @property
+    def head_labels(self) -> tuple[str, ...]:
+        """L1H3 for head 3 of layer 1; every layer counts, conv layers too."""
+        return tuple(f"L{layer}H{head}" for layer, n in self.heads.items() for head in range(n))
+
+    @property
+    def name(self) -> str:
+        """What a result calls the model."""
+        loaded_from = getattr(self.model, "loaded_from", None)
+        kind = type(self.model).__name__
+        return f"{loaded_from} ({kind})" if loaded_from else kind
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, or None."""
+        return getattr(self.model, "tokenizer", None)
+
+    @property
+    def special_tokens(self) -> tuple[int, ...]:
+        """Tokens that no probe should draw: BOS, padding and their like, and unused rows of W_E."""
+        if self.tokenizer is None:
+            return ()
+        unused = range(len(self.tokenizer), self.d_vocab)
+        return tuple(sorted({*self.tokenizer.all_special_ids, *unused}))
+
+    def words(self, tokens: list[int]) -> list[str]:
+        """Each token as a reader sees it; without a tokenizer, its number."""
+        if self.tokenizer is None:
+            return [str(token) for token in tokens]
+        return [self.tokenizer.decode([token]) for token in tokens]
+
+    @property
+    def bos(self) -> int | None:
+        """What starts a sequence: BOS, else CLS or the end token, or none; without a tokenizer, 0.
+
+        CLS comes first for a bidirectional model, which was trained with it.
+        """
+        if self.tokenizer is None:
+            return 0
+        names = ["bos_token", "cls_token", "eos_token"]
+        if self.separator is not None:
+            names = ["cls_token", *names]
+        tokens = (self._marker(name) for name in names)
+        return next((token for token in tokens if token is not None), None)
+
+    @property
+    def separator(self) -> int | None:
+        """What ends a sequence, where the model reads it from any position: SEP, if there is one.
+
+        Behind the last token it would be invisible to a causal model, and it is left out.
+        """
+        token = self._marker("sep_token")
+        return token if token is not None and self.bidirectional else None
+
+    def _marker(self, name: str) -> int | None:
+        """The number of a special token of the tokenizer, if it is in the vocabulary.
+
+        TransformerLens gives a tokenizer without BOS a text for it; one that is not in the
+        vocabulary is read as UNK. GPT-2's UNK, never used as such, is what separates documents.
+        """
+        number = getattr(self.tokenizer, f"{name}_id", None)
+        if number is None or number != getattr(self.tokenizer, "unk_token_id", None):
+            return number
+        text, written = getattr(self.tokenizer, name), self.tokenizer.convert_ids_to_tokens(number)
+        return number if text == written == self.tokenizer.eos_token else None
+
+    def check_finite(self) -> None:
+        """Refuse a model with a NaN or an infinity in it, naming the weight."""
+        for name, weight in self.model.named_parameters():
+            # The extremes take one pass and no memory; a NaN is both the least and the greatest.
+            if weight.numel() and not all(x.isfinite() for x in weight.detach().aminmax()):
+                raise ValueError(
+                    f"{self.name}: weight {name!r} holds NaN or infinity, so every result would "
+                    "be NaN; load or train the model again"
+                )
+
+    def check_predicts_next(self, what: str) -> None:
+        """Refuse what reads predictions of the next token where the model has read that token."""
+        if not (layers := self.bidirectional):
+            return
+        raise ValueError(
+            f"{self.name} predicts no next token: in layers {list(layers)} every query sees the "
+            f"keys after it (bidirectional attention), so there is no {what}. Ask what its heads "
+            "attend to (head_scores, attention_pattern, the metric InductionScore), or give a "
+            "metric that says which tokens are predicted and where: LogitDifference, or a function "
+            "of (logits, tokens)"
+        )
+
+    def check_tokens(self, tokens: Tokens, at_least: int = 2) -> None:
+        """Refuse tokens that the model cannot read, before any work."""
+        if not isinstance(tokens, Tensor):
+            raise TypeError(f"tokens are {type(tokens).__name__}; give model.to_tokens(text)")
+        whole = not (
+            tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool
+        )
+        if tokens.ndim != 2 or tokens.shape[0] == 0 or not whole:
+            raise ValueError(
+                f"tokens are {tokens.dtype} of shape {tuple(tokens.shape)}, but must be whole "
+                "numbers of shape [batch, pos] with at least one sequence"
+            )
+        if not at_least <= tokens.shape[1] <= self.n_ctx:
+            raise ValueError(
+                f"the sequences have {tokens.shape[1]} tokens, but must have {at_least} to "
+                f"n_ctx={self.n_ctx}"
+            )
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.d_vocab:
+            raise ValueError(
+                f"token {low if low < 0 else high} is outside the vocabulary of {self.d_vocab}"
+            )
