@@ -70,32 +70,30 @@ def test_the_size_of_a_pass_changes_nothing(max_batch, method):
 @pytest.mark.parametrize(("max_batch", "largest"), [(1, 1), (4, 4), (11, 6), (12, 12)])
 @pytest.mark.parametrize("method", ["mean", "resample"])
 def test_no_pass_is_larger_than_allowed(monkeypatch, method, max_batch, largest):
-    from interp.models import attention
-
     model, sizes = measured.build("attn-attn"), []
-    forward = attention.Attention.forward
+    layer = type(model.attn(0))
+    forward = layer.forward
 
     def weigh(self, x, *more):
         sizes.append(len(x))
         return forward(self, x, *more)
 
-    monkeypatch.setattr(attention.Attention, "forward", weigh)
+    monkeypatch.setattr(layer, "forward", weigh)
     tokens = tokens_for(model, n_sequences=6)
     ablate(model, tokens, "heads", method, max_batch=max_batch, control="none")
     assert max(sizes) == largest
 
 
 def test_layers_run_only_where_something_changed(monkeypatch):
-    from interp.models import attention
-
     model, run = measured.build("attn-attn"), []
-    forward = attention.Attention.forward
+    layer = type(model.attn(0))
+    forward = layer.forward
 
     def count(self, x, *more):
         run.append((1 if self is model.attn(1) else 0, len(x)))
         return forward(self, x, *more)
 
-    monkeypatch.setattr(attention.Attention, "forward", count)
+    monkeypatch.setattr(layer, "forward", count)
     ablate(model, tokens_for(model, n_sequences=2), "heads", control="none", max_batch=100)
     # The clean run, then both lower heads above their layer at once; the upper heads, nothing.
     assert run == [(0, 2), (1, 2), (1, 4)]
