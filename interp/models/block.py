@@ -91,7 +91,7 @@ class Block(nn.Module):
         yield Sublayer(
             _writer(layer, mixer.slot),
             terms=tuple(mixer.terms(layer)),
-            constants={name: wide(bias) for name, bias in biases.items() if bias is not None},
+            constants=lambda: {name: wide(b) for name, b in biases.items() if b is not None},
             readers=tuple(mixer.readers(layer)),
             norm=norm,
             post_norm=post_norm,

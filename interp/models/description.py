@@ -9,8 +9,8 @@ becomes a vector of the stream, what reads the stream for it (queries, keys, val
 the linear map that it is once frozen factors are given, if it is one.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from enum import IntEnum
 
 from jaxtyping import Float, Shaped
@@ -127,18 +127,19 @@ class Term:
         label: "L1H3", "L0.lag1".
         kind: "head" or "lag".
         place: where it is read.
-        to_stream: the map from there to the stream; None where it is a vector of the stream.
+        to_stream: gives the map from there to the stream; None where it is a vector of the stream.
+            Weights are read only when they are asked for.
     """
 
     label: str
     kind: str
     place: Place
-    to_stream: Float[Tensor, "d_in d_model"] | None = None
+    to_stream: Callable[[], Float[Tensor, "d_in d_model"]] | None = None
 
     def written(self, activation: Tensor) -> Float[Tensor, "batch pos d_model"]:
         """What it adds, from the activation at its hook point."""
         term = self.place.of(activation)
-        return term if self.to_stream is None else term @ self.to_stream.to(term)
+        return term if self.to_stream is None else term @ self.to_stream().to(term)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,20 +159,22 @@ class Reader:
 class Sublayer:
     """A mixer or an MLP: what it reads, and what it writes.
 
+    What is made of weights (`constants`, `linear`) is a function, called only when it is needed.
+
     Attributes:
         writer: the whole of what it adds, and when it reads and writes.
         terms: what the sum is made of; empty where it is opaque.
-        constants: what it adds whatever it reads, by the name of the parameter.
+        constants: gives what it adds whatever it reads, by the name of the parameter.
         readers: its queries, keys and values, where it has such.
         norm: the norm before it, or behind the stream that it wrote to (`post_norm`).
         post_norm: whether the norm stands on the stream itself.
-        linear: it as a linear map given frozen factors; None where it is none.
+        linear: gives it as a linear map given frozen factors; None where it is none.
     """
 
     writer: Writer
     terms: tuple[Term, ...] = ()
-    constants: Mapping[str, Float[Tensor, " d_model"]] = field(default_factory=dict)
+    constants: Callable[[], Mapping[str, Float[Tensor, " d_model"]]] = dict
     readers: tuple[Reader, ...] = ()
     norm: FrozenNorm | None = None
     post_norm: bool = False
-    linear: LinearLayer | None = None
+    linear: Callable[[], LinearLayer] | None = None

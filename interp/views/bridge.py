@@ -1,15 +1,16 @@
 """The view of a `transformer_lens.TransformerBridge`: any Hugging Face model, patterns in hooks."""
 
 from collections.abc import Collection, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.models.description import Writer
+from interp.models.description import ALL, Place, Reader, Sublayer, Term, Writer
 from interp.models.hooks import undisturbed, without_hooks
+from interp.models.linear import wide
 from interp.models.shapes import Logits, Scores, Stream, Tokens
 from interp.views.entries import Entries, entries_of
 from interp.views.outputs import Outputs, OutputsOfLogits, at_positions
@@ -110,6 +111,51 @@ class BridgeView(View):
         """What the Hugging Face config multiplies with; 1 where it has no such factor."""
         value = getattr(getattr(self.model.original_model, "config", None), name, None)
         return 1.0 if value is None else float(value)
+
+    def sublayers(self, layer: int) -> tuple[Sublayer, ...]:
+        """Attention head by head; every other sublayer is opaque: its sum, and nothing more."""
+        return tuple(
+            self._attention(writer)
+            if writer.kind == "attn" and layer in self.heads
+            else Sublayer(writer)
+            for writer in self.written_by(layer)
+        )
+
+    def _attention(self, writer: Writer) -> Sublayer:
+        layer, prefix = writer.layer, f"blocks.{writer.layer}.attn."
+
+        def to_stream(head: int) -> Float[Tensor, "d_head d_model"]:
+            return writer.term(wide(self.output_map(layer)[head]))
+
+        def constants() -> dict[str, Float[Tensor, " d_model"]]:
+            b_O = self.output_bias(layer)
+            return {} if b_O is None else {f"{prefix}b_O": writer.term(wide(b_O))}
+
+        labels = [f"L{layer}H{head}" for head in range(self.heads[layer])]
+        shared = labels[: self.key_heads(layer)]
+        terms = [
+            Term(
+                f"L{layer}H{head}",
+                "head",
+                Place(f"{prefix}hook_z", (ALL, head)),
+                partial(to_stream, head),
+            )
+            for head in heads
+        ]
+        readers = [
+            Reader(f"L{layer}H{head}.{channel}", Place(f"{prefix}hook_{channel}", (ALL, head)))
+            for channel, n in (
+                ("q", len(heads)),
+                ("k", self.key_heads(layer)),
+                ("v", self.key_heads(layer)),
+            )
+            for head in range(n)
+        ]
+        readers += [
+            Reader(f"{label}.pattern", Place(f"{prefix}hook_pattern", (head, ALL), 1))
+            for head, label in enumerate(labels)
+        ]
+        return Sublayer(writer, tuple(terms), constants, tuple(readers))
 
     def output_map(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         """W_O, as the bridge gives it."""

@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.models.description import Writer
+from interp.models.description import Sublayer, Writer
 from interp.models.hooks import undisturbed
 from interp.models.sequence import HookedSequenceModel
 from interp.models.shapes import Heads, Logits, Scores, Stream, Tokens
@@ -47,6 +47,9 @@ class OurView(View):
         for layer in range(self.n_layers):
             writers += [sublayer.writer for sublayer in model.sublayers(layer)]
         return tuple(writers)
+
+    def sublayers(self, layer: int) -> tuple[Sublayer, ...]:
+        return self.model.sublayers(layer)
 
     @property
     def sums_up(self) -> bool:

@@ -1,5 +1,6 @@
 """The questions that an analysis may ask of any model, whoever wrote it."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.models.description import Writer, of_layer
+from interp.models.description import Sublayer, Writer, of_layer
 from interp.models.hooks import undisturbed
 from interp.models.shapes import Logits, Scores, Stream, Tokens
 from interp.views.entries import Entries, Index
@@ -22,6 +23,9 @@ Ear = tuple[str, Callable[..., None]]
 Hook = tuple[str, Callable[..., Tensor | None]]
 """The name of a hook point, and a function of the activation and the hook point, as
 `model.hooks(fwd_hooks=...)` takes them."""
+
+
+HEAD = re.compile(r"L([0-9]+)H([0-9]+)")
 
 
 class EverythingHeard(Exception):  # noqa: N818 - a signal, no error
@@ -89,6 +93,31 @@ class View(ABC):
     def written_by(self, layer: int) -> tuple[Writer, ...]:
         """All that one layer writes."""
         return of_layer(self.writers, layer)
+
+    @abstractmethod
+    def sublayers(self, layer: int) -> tuple[Sublayer, ...]:
+        """What a layer reads and writes: its sublayers in order, with terms, readers and norms."""
+
+    def head(self, label: str) -> tuple[int, int]:
+        """Layer and number of a head written "L1H3": the one place where that is read.
+
+        Raises:
+            ValueError: it is no head of this model; the message lists those there are.
+        """
+        match = HEAD.fullmatch(label) if isinstance(label, str) else None
+        layer, number = (int(match[1]), int(match[2])) if match else (-1, 0)
+        if number < self.heads.get(layer, 0):
+            return layer, number
+        there = ", ".join(
+            f"L{one}H0 to L{one}H{n - 1}" if n > 1 else f"L{one}H0" for one, n in self.heads.items()
+        )
+        there = f"the heads are {there}" if there else "it has no attention layer"
+        if match is None:
+            raise ValueError(f'head is {label!r}, but a head is written "L1H3"; {there}')
+        if 0 <= layer < self.n_layers and layer not in self.heads:
+            kinds = " and ".join(writer.kind for writer in self.written_by(layer)) or "nothing"
+            raise ValueError(f"{label}: layer {layer} is {kinds} and has no heads; {there}")
+        raise ValueError(f"there is no head {label} in {self.name}; {there}")
 
     @property
     def sums_up(self) -> bool:

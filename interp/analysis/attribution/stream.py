@@ -203,6 +203,6 @@ def _step(sublayer: Sublayer, by: By) -> Step:
     def parts(heard: Heard) -> Iterator[Part]:
         for term in terms:
             yield term.label, term.written(heard[term.place.hook])
-        yield from sublayer.constants.items()
+        yield from sublayer.constants().items()
 
     return Step(tuple(dict.fromkeys(term.place.hook for term in terms)), parts, norm)

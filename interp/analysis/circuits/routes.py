@@ -250,7 +250,7 @@ def linear_layer(model: HookedSequenceModel, layer: int) -> LinearLayer:
     linear = next(cast(Block, model.blocks[layer]).sublayers(layer)).linear
     if linear is None:
         raise ValueError(f"layer {layer} is no linear map of the stream")
-    return linear
+    return linear()
 
 
 def _end(model: HookedSequenceModel, layer: int, index: int, channel: Channel) -> LinearChannel:

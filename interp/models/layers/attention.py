@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 import torch
@@ -337,7 +338,7 @@ class MultiHeadAttention(Mixer):
         """Each head, from what it attended to."""
         hook = f"blocks.{layer}.attn.hook_z"
         for head, W_O in enumerate(self.W_O):
-            yield Term(f"L{layer}H{head}", "head", Place(hook, (ALL, head)), wide(W_O))
+            yield Term(f"L{layer}H{head}", "head", Place(hook, (ALL, head)), partial(wide, W_O))
 
     def readers(self, layer: int) -> Iterator[Reader]:
         """Each head's queries, keys and values, and where it looks."""

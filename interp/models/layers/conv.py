@@ -1,6 +1,6 @@
 """A causal convolution as a circuit element: one map per lag."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -163,10 +163,14 @@ class CausalConv(Mixer):
 
     def linear(
         self, layer: int, norm: FrozenNorm | None, residual: bool, post_norm: bool
-    ) -> "LinearConv":
+    ) -> "Callable[[], LinearConv]":
         """One map per lag."""
-        biases = maybe_wide(self.b_lags), maybe_wide(self.b_conv)
-        return LinearConv(layer, norm, residual, post_norm, wide(self.W), *biases)
+
+        def linear() -> LinearConv:
+            biases = maybe_wide(self.b_lags), maybe_wide(self.b_conv)
+            return LinearConv(layer, norm, residual, post_norm, wide(self.W), *biases)
+
+        return linear
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ Nothing else in the package asks which kind a layer is.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -118,8 +118,8 @@ class Mixer(nn.Module, ABC):
 
     def linear(
         self, layer: int, norm: FrozenNorm | None, residual: bool, post_norm: bool
-    ) -> LinearLayer | None:
-        """It as a linear map, given frozen factors; None if it is none."""
+    ) -> Callable[[], LinearLayer] | None:
+        """Gives it as a linear map, given frozen factors; None if it is none."""
         return None
 
 
