@@ -134,22 +134,13 @@ class BridgeView(View):
         labels = [f"L{layer}H{head}" for head in range(self.heads[layer])]
         shared = labels[: self.key_heads(layer)]
         terms = [
-            Term(
-                f"L{layer}H{head}",
-                "head",
-                Place(f"{prefix}hook_z", (ALL, head)),
-                partial(to_stream, head),
-            )
-            for head in heads
+            Term(label, "head", Place(f"{prefix}hook_z", (ALL, head)), partial(to_stream, head))
+            for head, label in enumerate(labels)
         ]
         readers = [
-            Reader(f"L{layer}H{head}.{channel}", Place(f"{prefix}hook_{channel}", (ALL, head)))
-            for channel, n in (
-                ("q", len(heads)),
-                ("k", self.key_heads(layer)),
-                ("v", self.key_heads(layer)),
-            )
-            for head in range(n)
+            Reader(f"{label}.{channel}", Place(f"{prefix}hook_{channel}", (ALL, head)))
+            for channel, there in (("q", labels), ("k", shared), ("v", shared))
+            for head, label in enumerate(there)
         ]
         readers += [
             Reader(f"{label}.pattern", Place(f"{prefix}hook_pattern", (head, ALL), 1))
