@@ -6,7 +6,7 @@ import pytest
 from interp.analysis import Result, ablate, attribution_patch, patch, path_patch
 from interp.plots import effects, figure, style
 from tests.analysis import measured
-from tests.analysis.test_patching import DIFFERENCE, two_inputs
+from tests.analysis.interventions.test_patching import DIFFERENCE, two_inputs
 
 
 def effect_of(axes, measures, values=None, error=0.5, unit="nats"):

@@ -133,9 +133,9 @@ def weights(s: Subject) -> Iterator[Question]:
     yield "ov_circuit/residual", ov
     yield "ov_circuit/vocabulary", partial(ov, basis="vocabulary", **on_text)
     yield "ov_circuit/lag 1", partial(ov, basis="vocabulary", lag=1, **on_text)
-    yield "reads/q", lambda: of_reads(interp.analysis.circuits.reads(s.model, head, "q", **on_text))
-    yield "reads/k", lambda: of_reads(interp.analysis.circuits.reads(s.model, head, "k"))
-    yield "reads/v", lambda: of_reads(interp.analysis.circuits.reads(s.model, head, "v", **on_text))
+    yield "reads/q", lambda: of_reads(interp.analysis.reads(s.model, head, "q", **on_text))
+    yield "reads/k", lambda: of_reads(interp.analysis.reads(s.model, head, "k"))
+    yield "reads/v", lambda: of_reads(interp.analysis.reads(s.model, head, "v", **on_text))
     yield "copying_score/eigenvalue", partial(interp.copying_score, s.model, **on_text)
     yield (
         "copying_score/olsson",

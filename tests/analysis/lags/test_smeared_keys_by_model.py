@@ -10,7 +10,7 @@ from interp.analysis.circuits.reads import reads
 from interp.analysis.lags.smeared_keys import detect_smeared_keys
 from interp.models import Attention, Conv, HookedAttn
 from tests.analysis import measured, planted, readers
-from tests.analysis.test_smear import numbers, text
+from tests.analysis.lags.test_smeared_keys import numbers, text
 from tests.models import zoo
 
 

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp.analysis import (
-    context,
     in_context_learning_score,
     loss_by_position,
     repeated_sequence_loss,
@@ -190,7 +189,7 @@ def test_the_model_is_left_as_it_was_found(analysis, error):
 def test_the_size_of_a_batch_changes_nothing(analysis, at_once, monkeypatch):
     model = measured.build("rotary")
     whole = analysis(model)
-    monkeypatch.setattr(context, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(in_context, "LOGITS_AT_ONCE", at_once)
     np.testing.assert_allclose(analysis(model).values, whole.values, rtol=0, atol=1e-13)
 
 

@@ -14,11 +14,17 @@ from interp.analysis import (
     repeated_tokens,
 )
 from interp.models import HookedAttn, HookedAttnAttn, HookedConvAttn, HookedSmearedAttn
-from tests.analysis import interventions as by_hand
 from tests.analysis import measured, planted
 from tests.analysis.bridges import N, bridged, hugging_face, probe
-from tests.analysis.interventions import put
-from tests.analysis.test_patching import ALL, DIFFERENCE, channel_of, difference, two_inputs
+from tests.analysis.interventions import by_hand
+from tests.analysis.interventions.by_hand import put
+from tests.analysis.interventions.test_patching import (
+    ALL,
+    DIFFERENCE,
+    channel_of,
+    difference,
+    two_inputs,
+)
 from tests.models.test_transformer_lens import their_model, with_the_weights_of
 
 CLOSE = {"rtol": 0, "atol": 1e-10}

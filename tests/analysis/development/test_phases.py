@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from interp.analysis import Result, phase_change
 from interp.analysis.development.windows import SHARE
-from tests.analysis.growth import DECADES, curve, found, reason
+from tests.analysis.development.growth import DECADES, curve, found, reason
 
 RISE = [0, 0, 0.1, 0.9, 1.0, 1.0]
 

@@ -1,7 +1,7 @@
 """How often the intervals that are reported hold the truth: simulated, each kind of error.
 
-Grouped errors are in test_groups.py, those of few runs in test_development_comparison.py, those of
-phase changes (a bootstrap) in test_development_intervals.py.
+Grouped errors are in tests/analysis/test_groups.py, those of few runs in analysis/development/
+test_comparison.py, those of phase changes (a bootstrap) in test_intervals.py beside it.
 """
 
 import numpy as np

@@ -6,10 +6,16 @@ import torch
 
 from interp.analysis import LogitDifference, ablate, patch, path_patch
 from interp.models import HookedSequenceModel
-from tests.analysis import interventions as by_hand
 from tests.analysis import measured
-from tests.analysis.interventions import put, tokens_for
-from tests.analysis.test_patching import ALL, DIFFERENCE, by_patching, channel_of, two_inputs
+from tests.analysis.interventions import by_hand
+from tests.analysis.interventions.by_hand import put, tokens_for
+from tests.analysis.interventions.test_patching import (
+    ALL,
+    DIFFERENCE,
+    by_patching,
+    channel_of,
+    two_inputs,
+)
 
 
 @pytest.mark.parametrize("channel", ["q", "k", "v"])

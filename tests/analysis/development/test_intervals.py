@@ -10,7 +10,7 @@ from interp.analysis import Result, development, induction_score, phase_change
 from interp.models import HookedConvAttn
 from interp.results.intervals import student_t
 from tests.analysis import planted
-from tests.analysis.growth import DECADES, curve, found, of_samples, reason
+from tests.analysis.development.growth import DECADES, curve, found, of_samples, reason
 
 # --------------------------------------------------------------------------------------- intervals
 

@@ -11,12 +11,12 @@ from interp.analysis import (
     best_head,
     phase_change,
     recorded,
-    records,
     suite,
     suite_table,
     tokens_to_reach,
     training_curves,
 )
+from interp.analysis.development import training_tables
 
 STEPS = (0, 1, 10, 100)
 MEMBERS = ("conv-attn", "attn")
@@ -144,7 +144,7 @@ def test_steps_of_changing_size_are_refused(table):
 
 
 def test_an_installation_without_a_suite_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(records.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(training_tables.resources, "files", lambda package: tmp_path)
     with pytest.raises(FileNotFoundError, match=r"checkpoints/suite\.parquet"):
         suite_table()
 
@@ -152,7 +152,7 @@ def test_an_installation_without_a_suite_says_so(monkeypatch, tmp_path):
 def test_the_suite_is_read_from_the_package(monkeypatch, tmp_path, table):
     (tmp_path / "checkpoints").mkdir()
     table.to_parquet(tmp_path / "checkpoints" / "suite.parquet")
-    monkeypatch.setattr(records.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(training_tables.resources, "files", lambda package: tmp_path)
     assert len(suite_table()) == len(table)
     assert len(suite("drop")) == 8
 

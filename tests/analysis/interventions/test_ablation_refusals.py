@@ -6,8 +6,8 @@ import pytest
 from interp.analysis import InductionScore, ablate, induction_score
 from interp.analysis.probes.sequences import repeated_tokens
 from tests.analysis import measured
-from tests.analysis.interventions import head, tokens_for
-from tests.analysis.test_ablation import CLOSE, METRICS, by_metric, heads_of
+from tests.analysis.interventions.by_hand import head, tokens_for
+from tests.analysis.interventions.test_ablation import CLOSE, METRICS, by_metric, heads_of
 
 
 @pytest.mark.parametrize("metric", METRICS)

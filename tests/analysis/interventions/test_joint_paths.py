@@ -13,10 +13,10 @@ import interp
 from interp.analysis import LogitDifference, ablate, attribution_patch, patch, path_patch
 from interp.analysis.interventions.controls import rotation
 from interp.models import MLP, Attention, Conv, HookedSequenceModel, ModelConfig
-from tests.analysis import edges, measured
-from tests.analysis import interventions as by_hand
+from tests.analysis import measured
 from tests.analysis.bridges import bridged, hugging_face, probe
-from tests.analysis.interventions import head, held_patterns, logits_under, put, tokens_for
+from tests.analysis.interventions import by_hand, edges
+from tests.analysis.interventions.by_hand import head, held_patterns, logits_under, put, tokens_for
 
 ALL = slice(None)
 CLOSE = {"rtol": 0, "atol": 1e-10}

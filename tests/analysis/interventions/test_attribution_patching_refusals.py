@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from interp.analysis import LogitDifference, attribution_patch, repeated_tokens
-from interp.analysis import attribution_patching as module
+from interp.analysis.interventions import attribution_patching as module
 from interp.models import HookedAttnAttn
 from tests.analysis import measured
 from tests.analysis.bridges import N, bridged, hugging_face, probe
-from tests.analysis.test_patching import DIFFERENCE, difference, two_inputs
+from tests.analysis.interventions.test_patching import DIFFERENCE, difference, two_inputs
 
 CLOSE = {"rtol": 0, "atol": 1e-10}
 

@@ -7,10 +7,10 @@ from transformer_lens import patching as theirs
 
 from interp.analysis import LogitDifference, ablate, patch, path_patch
 from interp.models import HookedSequenceModel
-from tests.analysis import interventions as by_hand
 from tests.analysis import measured
 from tests.analysis.bridges import N, bridged, hugging_face, probe
-from tests.analysis.interventions import put
+from tests.analysis.interventions import by_hand
+from tests.analysis.interventions.by_hand import put
 from tests.models.test_transformer_lens import their_model, with_the_weights_of
 
 ALL = slice(None)

@@ -10,9 +10,9 @@ from interp.analysis import InductionScore, LogitDifference, ablate
 from interp.analysis.interventions.checks import others_of
 from interp.analysis.interventions.metrics import InContextLearning
 from interp.models import HookedSequenceModel
-from tests.analysis import interventions as by_hand
 from tests.analysis import measured
-from tests.analysis.interventions import effect, head, held_patterns, put, tokens_for
+from tests.analysis.interventions import by_hand
+from tests.analysis.interventions.by_hand import effect, head, held_patterns, put, tokens_for
 
 ALL = slice(None)
 CLOSE = {"rtol": 0, "atol": 1e-10}

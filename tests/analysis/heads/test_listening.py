@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp.analysis import head_scores, induction_score, previous_token_score
-from interp.analysis import targets as targets_module
+from interp.analysis.heads import targets as targets_module
 from interp.models import Conv, HookedAttnAttn, HookedSequenceModel, ModelConfig, kernels
 from tests.analysis import measured
 
