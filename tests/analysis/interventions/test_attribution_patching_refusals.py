@@ -205,7 +205,7 @@ def test_what_the_inputs_hold_is_not_written_to():
         ({"metric": "accuracy"}, "there is no metric 'accuracy'"),
         ({"metric": lambda logits, tokens: logits.mean()}, "one number per sequence"),
         ({"metric": LogitDifference(3, 99)}, "other must be whole numbers from 0 to 39"),
-        ({"metric": "second_copy_loss"}, "whose second half repeats"),
+        ({"metric": "second_copy_loss"}, "the clean tokens do not repeat themselves"),
         ({"direction": "backwards"}, "direction is 'backwards'; choose one of denoise, noise"),
         ({"max_batch": 0}, "max_batch=0 must be at least 1"),
     ],

@@ -15,6 +15,7 @@ from interp.analysis import (
     repeated_sequence_loss,
     repeated_tokens,
 )
+from interp.analysis.losses import in_context
 from interp.models import Conv, HookedAttnAttn, HookedConvAttn, HookedSequenceModel, ModelConfig
 from tests.analysis import measured
 
