@@ -37,6 +37,15 @@ class Step(IntEnum):
     AFTER = 6
 
 
+STREAM = {"resid_pre": Step.BEFORE, "resid_mid": Step.MIDDLE, "resid_post": Step.AFTER}
+"""Where a layer's stream stands, and when: entering, between its mixers and its MLP, leaving."""
+
+
+def stream_hook(layer: int, name: str) -> str:
+    """The hook point of a layer's stream, by its name in `STREAM`."""
+    return f"blocks.{layer}.hook_{name}"
+
+
 @dataclass(frozen=True)
 class Writer:
     """Something that adds a term to the residual stream.
@@ -148,10 +157,12 @@ class Reader:
 
     Attributes:
         label: "L1H3.k".
+        kind: "q", "k", "v" or "pattern"; what it is among those that are read alike.
         place: where its value is read.
     """
 
     label: str
+    kind: str
     place: Place
 
 

@@ -11,9 +11,9 @@ from interp.models.sequence import HookedSequenceModel
 from interp.views.bridge import BridgeView
 from interp.views.entries import Entries
 from interp.views.ours import OurView
-from interp.views.protocol import EverythingHeard, Hook, Start, View
+from interp.views.protocol import EverythingHeard, Hook, Start, View, keeping
 
-__all__ = ["Entries", "EverythingHeard", "Hook", "Start", "View", "undisturbed", "view"]
+__all__ = ["Entries", "EverythingHeard", "Hook", "Start", "View", "keeping", "undisturbed", "view"]
 
 
 def view(model: Any) -> View:

@@ -138,12 +138,12 @@ class BridgeView(View):
             for head, label in enumerate(labels)
         ]
         readers = [
-            Reader(f"{label}.{channel}", Place(f"{prefix}hook_{channel}", (ALL, head)))
+            Reader(f"{label}.{channel}", channel, Place(f"{prefix}hook_{channel}", (ALL, head)))
             for channel, there in (("q", labels), ("k", shared), ("v", shared))
             for head, label in enumerate(there)
         ]
         readers += [
-            Reader(f"{label}.pattern", Place(f"{prefix}hook_pattern", (head, ALL), 1))
+            Reader(f"{label}.pattern", "pattern", Place(f"{prefix}hook_pattern", (head, ALL), 1))
             for head, label in enumerate(labels)
         ]
         return Sublayer(writer, tuple(terms), constants, tuple(readers))
@@ -237,7 +237,7 @@ class BridgeView(View):
             return at_positions(stream, positions)
 
         cuts = [] if positions is None else [("unembed.hook_in", cut)]
-        with undisturbed(self.model):
+        with self.running():
             logits = self.model.run_with_hooks(
                 self._place(tokens), fwd_hooks=[*hooks, *cuts], return_type="logits"
             )

@@ -69,6 +69,10 @@ class OurView(View):
     def causal(self, layer: int) -> bool:
         return self.model.attn(layer).causal
 
+    def untrained(self, seed: int) -> "OurView":
+        twin = type(self.model).from_config(self.model.config, seed=seed)
+        return OurView(twin.to(device=self.model.W_E.device, dtype=self.model.W_E.dtype))
+
     def output_map(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         return self.model.attn(layer).W_O
 
@@ -103,7 +107,7 @@ class OurView(View):
         hooks: Sequence[Hook] = (),
     ) -> Outputs:
         model = self.model
-        with undisturbed(model), model.hooks(fwd_hooks=list(hooks)):
+        with self.running(), model.hooks(fwd_hooks=list(hooks)):
             stream = at_positions(self._stream(tokens, start, self.n_layers), positions)
             return OutputsOfStream(
                 model.ln_final(stream), model.unembed, model.W_U, model.unembed.b_U
@@ -131,7 +135,8 @@ class OurView(View):
 
     def _ears(self, layer: int, is_last: bool, hear: Hear) -> list[Ear]:
         attn, prefix = self.model.attn(layer), f"blocks.{layer}.attn."
-        if attn.hook_pattern.is_listened_to() or attn.hook_attn_scores.is_listened_to():
+        changed = attn.hook_pattern.is_listened_to() or attn.hook_attn_scores.is_listened_to()
+        if changed or self.keeps_gradients:
             # Somebody may be changing the pattern: read what the layer really uses.
             return [(prefix + "hook_pattern", lambda p, hook: hear(layer, entries_of(p)))]
         heard: dict[str, Heads] = {}

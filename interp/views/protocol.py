@@ -2,8 +2,8 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.models.description import Sublayer, Writer, of_layer
+from interp.models.description import (
+    STREAM,
+    Order,
+    Reader,
+    Step,
+    Sublayer,
+    Writer,
+    of_layer,
+    stream_hook,
+)
 from interp.models.hooks import undisturbed
 from interp.models.shapes import Logits, Scores, Stream, Tokens
 from interp.views.entries import Entries, Index
@@ -30,6 +39,30 @@ HEAD = re.compile(r"L([0-9]+)H([0-9]+)")
 
 class EverythingHeard(Exception):  # noqa: N818 - a signal, no error
     """Raised in a hook, and caught where the model is run: nothing above is worth computing."""
+
+
+def keeping(names: Collection[str], kept: dict[str, Tensor], stop: bool = False) -> list[Hook]:
+    """Hooks that keep the activations at these hook points in `kept`, in the order of the model.
+
+    Where gradients are on, what is kept has one: a model's lowest activations are made leaves.
+
+    Args:
+        names: the hook points.
+        kept: what it is put in, by name.
+        stop: whether the pass ends with the last of them (`EverythingHeard`).
+    """
+
+    def keeper(name: str) -> Hook:
+        def keep(activation: Tensor, hook: Any) -> Tensor | None:
+            leaf = torch.is_grad_enabled() and not activation.requires_grad
+            kept[name] = activation.detach().requires_grad_() if leaf else activation
+            if stop and len(kept) == len(names):
+                raise EverythingHeard
+            return kept[name] if leaf else None
+
+        return name, keep
+
+    return [keeper(name) for name in names]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +89,24 @@ class View(ABC):
     n_layers: int
     starts_anywhere: bool
     """Whether a forward pass can begin at a `Start`."""
+    keeps_gradients = False
+    """Whether passes can be differentiated: inside `with view.gradients()`."""
+
+    @contextmanager
+    def gradients(self) -> Iterator[None]:
+        """Inside, passes can be differentiated; else the model is left as it was, as always."""
+        with undisturbed(self.model), torch.enable_grad():
+            self.keeps_gradients = True
+            try:
+                yield
+            finally:
+                self.keeps_gradients = False
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """What every pass runs in: eval mode, and gradients only if they are asked for."""
+        with undisturbed(self.model), torch.set_grad_enabled(self.keeps_gradients):
+            yield
 
     @property
     @abstractmethod
@@ -97,6 +148,58 @@ class View(ABC):
     @abstractmethod
     def sublayers(self, layer: int) -> tuple[Sublayer, ...]:
         """What a layer reads and writes: its sublayers in order, with terms, readers and norms."""
+
+    def readers(self, layer: int, kind: str) -> tuple[Reader, ...]:
+        """A layer's readers of one kind, such as its keys."""
+        sublayers = self.sublayers(layer)
+        return tuple(one for sub in sublayers for one in sub.readers if one.kind == kind)
+
+    @property
+    def patterns(self) -> dict[int, str]:
+        """The hook point of each layer's attention patterns."""
+        return {layer: self.readers(layer, "pattern")[0].place.hook for layer in self.heads}
+
+    def order(self, hook: str) -> tuple[Order, Order]:
+        """When what stands at a hook point is computed: what changes it, and what it changes.
+
+        Whatever it is made of, in layer l this happens, one step after the other (`Step`):
+
+            BEFORE       (l, 0)   hook_resid_pre: the stream enters
+            READ         (l, 1)   each mixer reads the stream, side by side with the others
+            WRITTEN      (l, 2)   what the mixers write is added
+            MIDDLE       (l, 3)   hook_resid_mid: the stream between
+            MLP          (l, 4)   the MLP reads the stream
+            MLP_WRITTEN  (l, 5)   what it writes is added
+            AFTER        (l, 6)   hook_resid_post: the stream leaves
+
+        Embeddings are layer -1. What lies behind the last block comes after all layers, as number
+        n_layers.
+
+        Returns:
+            `(reads, writes)`. What is written before `reads` changes the activation, and what reads
+            after `writes` sees it changed: within a mixer READ and WRITTEN, within an MLP MLP and
+            MLP_WRITTEN, and on the stream itself twice the same.
+        """
+        for writer in self.writers:
+            if writer.contains(hook):
+                return writer.reads, writer.writes
+        layers = range(self.n_layers)
+        layer = next((layer for layer in layers if hook.startswith(f"blocks.{layer}.")), None)
+        if layer is None:
+            below = hook.startswith(("hook_embed", "hook_pos_embed", "embed.", "pos_embed."))
+            layer = -1 if below else self.n_layers
+            return (layer, Step.READ), (layer, Step.WRITTEN)
+        for name, step in STREAM.items():
+            if hook == stream_hook(layer, name):
+                return (layer, step), (layer, step)
+        # What else a block has belongs to one of its sublayers: the norms and inputs of each.
+        if hook.startswith(tuple(f"blocks.{layer}.{name}" for name in ("hook_mlp", "mlp.", "ln2"))):
+            return (layer, Step.MLP), (layer, Step.MLP_WRITTEN)
+        return (layer, Step.READ), (layer, Step.WRITTEN)
+
+    def untrained(self, seed: int) -> "View | None":
+        """A model like this with weights drawn anew; None where it cannot be made."""
+        return None
 
     def head(self, label: str) -> tuple[int, int]:
         """Layer and number of a head written "L1H3": the one place where that is read.
@@ -220,17 +323,8 @@ class View(ABC):
             ValueError: one of them stays silent.
         """
         kept: dict[str, Tensor] = {}
-
-        def keeper(name: str) -> Hook:
-            def keep(activation: Tensor, hook: Any) -> None:
-                kept[name] = activation
-                if len(kept) == len(names):
-                    raise EverythingHeard
-
-            return name, keep
-
         if names:
-            keepers = [keeper(name) for name in names]
+            keepers = keeping(names, kept, stop=True)
             with suppress(EverythingHeard):
                 self.outputs(tokens, positions=(0,), start=start, hooks=[*hooks, *keepers])
         if silent := sorted(set(names) - set(kept)):
@@ -287,7 +381,7 @@ class View(ABC):
             if layer == layers[-1]:
                 raise EverythingHeard
 
-        with undisturbed(self.model), suppress(EverythingHeard):
+        with self.running(), suppress(EverythingHeard):
             self._run_with_ears(tokens, layers, hear_and_stop, start, hooks)
 
     def uniform(

@@ -346,9 +346,9 @@ class MultiHeadAttention(Mixer):
         for head in range(len(self.W_Q)):
             label = f"L{layer}H{head}"
             for channel in CHANNELS:
-                yield Reader(f"{label}.{channel}", Place(prefix + channel, (ALL, head)))
+                yield Reader(f"{label}.{channel}", channel, Place(prefix + channel, (ALL, head)))
             pattern = Place(f"{prefix}pattern", (head, ALL), position_axis=1)
-            yield Reader(f"{label}.pattern", pattern)
+            yield Reader(f"{label}.pattern", "pattern", pattern)
 
     def channel(
         self, layer: int, head: int, channel: Channel, norm: FrozenNorm | None, W_pos: Tensor | None
