@@ -126,6 +126,10 @@ class FrozenNorm:
             weight = self.gain[:, None] * weight
         return weight - weight.mean(-2, keepdim=True) if self.centered else weight
 
+    def direction(self, row: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """C diag(γ) d: the direction that is read before the norm where d is read behind it."""
+        return self.center(row if self.gain is None else row * self.gain)
+
     def writing(self, weight: Float[Tensor, "... d_model"]) -> Tensor:
         """W C: a map whose outputs are read through such a norm."""
         return self.center(weight)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interp.models.description import ALL, Place, Reader, Sublayer, Term, Writer
 from interp.models.hooks import undisturbed, without_hooks
-from interp.models.linear import wide
+from interp.models.linear import FrozenNorm, maybe_wide, wide
 from interp.models.shapes import Logits, Scores, Stream, Tokens
 from interp.views.entries import Entries, entries_of
 from interp.views.outputs import Outputs, OutputsOfLogits, at_positions
@@ -147,6 +147,29 @@ class BridgeView(View):
             for head, label in enumerate(labels)
         ]
         return Sublayer(writer, tuple(terms), constants, tuple(readers))
+
+    @property
+    def last_norm(self) -> FrozenNorm:
+        """What TransformerLens calls ln_final."""
+        norm = getattr(self.model, "ln_final", None)
+        if norm is None:
+            raise ValueError(
+                f"{self.name} has no norm before its unembedding that is known of, so its logits "
+                "cannot be read from the stream; give a model with one"
+            )
+        gain = maybe_wide(getattr(norm, "w", None))
+        if gain is not None and norm.uses_weight_offset:
+            gain = gain + 1  # Gemma stores gain - 1
+        offset = maybe_wide(getattr(norm, "b", None))
+        return FrozenNorm("ln_final", not norm.uses_rms_norm, gain, offset, eps=0.0)
+
+    @property
+    def unembedding(
+        self,
+    ) -> tuple[Float[Tensor, "d_model vocab"], Float[Tensor, " vocab"] | None]:
+        """As the bridge gives them; without a bias it gives one of zeros."""
+        bias = self.model.b_U
+        return self.model.W_U, bias if bias is not None and bias.any() else None
 
     def output_map(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         """W_O, as the bridge gives it."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from interp.models.description import Sublayer, Writer
 from interp.models.hooks import undisturbed
+from interp.models.linear import FrozenNorm
 from interp.models.sequence import HookedSequenceModel
 from interp.models.shapes import Heads, Logits, Scores, Stream, Tokens
 from interp.views.entries import entries_from_parts, entries_of
@@ -50,6 +51,20 @@ class OurView(View):
 
     def sublayers(self, layer: int) -> tuple[Sublayer, ...]:
         return self.model.sublayers(layer)
+
+    @property
+    def residual(self) -> bool:
+        return self.model.config.residual
+
+    @property
+    def last_norm(self) -> FrozenNorm | None:
+        return FrozenNorm.of(self.model.ln_final, "ln_final")
+
+    @property
+    def unembedding(
+        self,
+    ) -> tuple[Float[Tensor, "d_model vocab"], Float[Tensor, " vocab"] | None]:
+        return self.model.W_U, self.model.unembed.b_U
 
     @property
     def sums_up(self) -> bool:

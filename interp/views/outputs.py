@@ -26,6 +26,10 @@ class Outputs(ABC):
         """All logits: the most that can be asked for."""
 
     @abstractmethod
+    def at(self, positions: Sequence[int]) -> "Outputs":
+        """The same at some of the positions only."""
+
+    @abstractmethod
     def losses(self, targets: Tokens) -> Losses:
         """The cross-entropy in nats of one target per position."""
 
@@ -33,12 +37,20 @@ class Outputs(ABC):
     def logits_of(self, tokens: Choices) -> ChosenLogits:
         """The logits of a few tokens per position."""
 
+    @abstractmethod
+    def mean_logit(self) -> Losses:
+        """The mean over the vocabulary, at each position."""
+
 
 class OutputsOfLogits(Outputs):
     """Of a model that hands out logits only."""
 
     def __init__(self, logits: Logits):
         self._logits = wide(logits)
+
+    def at(self, positions: Sequence[int]) -> "OutputsOfLogits":
+        """The same at some of the positions only."""
+        return OutputsOfLogits(at_positions(self._logits, positions))
 
     def logits(self) -> Logits:
         """All logits."""
@@ -53,6 +65,10 @@ class OutputsOfLogits(Outputs):
         """The logits of a few tokens per position."""
         return self._logits.gather(-1, tokens.to(self._logits.device))
 
+    def mean_logit(self) -> Losses:
+        """The mean over the vocabulary, at each position."""
+        return self._logits.mean(-1)
+
 
 class OutputsOfStream(Outputs):
     """Of a model whose unembedding is at hand: losses never hold all logits at once."""
@@ -65,6 +81,11 @@ class OutputsOfStream(Outputs):
         b_U: Float[Tensor, " vocab"] | None,
     ):
         self._stream, self._unembed, self._W_U, self._b_U = stream, unembed, W_U, b_U
+
+    def at(self, positions: Sequence[int]) -> "OutputsOfStream":
+        """The same at some of the positions only."""
+        stream = at_positions(self._stream, positions)
+        return OutputsOfStream(stream, self._unembed, self._W_U, self._b_U)
 
     def logits(self) -> Logits:
         """All logits."""
@@ -87,6 +108,11 @@ class OutputsOfStream(Outputs):
         directions = self._W_U.T[tokens]
         logits = wide(torch.einsum("bpm,bpcm->bpc", self._stream, directions))
         return logits if self._b_U is None else logits + self._b_U[tokens]
+
+    def mean_logit(self) -> Losses:
+        """The mean over the vocabulary, at each position: one direction, and no unembedding."""
+        mean = wide(self._stream) @ wide(self._W_U).mean(1)
+        return mean if self._b_U is None else mean + wide(self._b_U).mean()
 
 
 def wide(x: Tensor) -> Tensor:

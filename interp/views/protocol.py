@@ -22,6 +22,7 @@ from interp.models.description import (
     stream_hook,
 )
 from interp.models.hooks import undisturbed
+from interp.models.linear import FrozenNorm
 from interp.models.shapes import Logits, Scores, Stream, Tokens
 from interp.views.entries import Entries, Index
 from interp.views.outputs import Outputs
@@ -221,6 +222,31 @@ class View(ABC):
             kinds = " and ".join(writer.kind for writer in self.written_by(layer)) or "nothing"
             raise ValueError(f"{label}: layer {layer} is {kinds} and has no heads; {there}")
         raise ValueError(f"there is no head {label} in {self.name}; {there}")
+
+    @property
+    def residual(self) -> bool:
+        """Whether sublayers add to the stream; where not, each replaces it."""
+        return True
+
+    @property
+    @abstractmethod
+    def last_norm(self) -> FrozenNorm | None:
+        """The norm before the unembedding; None where there is none.
+
+        Raises:
+            ValueError: it is not known of.
+        """
+
+    @property
+    @abstractmethod
+    def unembedding(
+        self,
+    ) -> tuple[Float[Tensor, "d_model vocab"], Float[Tensor, " vocab"] | None]:
+        """W_U, and b_U where there is one."""
+
+    def unembed(self, stream: Stream) -> Logits:
+        """The logits of a stream: what the model's last norm and its unembedding make of it."""
+        return self.model.unembed(self.model.ln_final(stream))
 
     @property
     def sums_up(self) -> bool:

@@ -12,7 +12,6 @@ from torch import Tensor
 from interp.analysis.attribution.readout import Choice, Question
 from interp.analysis.losses.in_context import LOGITS_AT_ONCE
 from interp.analysis.probes.probe import handed_in
-from interp.models import HookedSequenceModel
 from interp.models.shapes import Stream, Tokens
 from interp.results.result import Result
 from interp.results.sampling import Groups, RunningMean, Sampling
@@ -62,21 +61,21 @@ def logit_lens(
     >>> lens.labels["layer"], lens.sel(measure="loss").values.shape
     (('embed', 'L0', 'L1'), (3,))
     """
-    seen = view(model)
-    seen.check_tokens(tokens)
+    viewed = view(model)
+    viewed.check_tokens(tokens)
     sampling = Sampling.of(groups, len(tokens))
-    question = Question.of(seen, tokens, correct, None, positions)
-    seen.check_finite()
+    question = Question.of(viewed, tokens, correct, None, positions)
+    viewed.check_finite()
     running = RunningMean(sampling)
-    n_vocab = seen.d_vocab
+    n_vocab = viewed.d_vocab
     at_once = max(1, LOGITS_AT_ONCE // (tokens.shape[1] * n_vocab))
     for start in range(0, len(tokens), at_once):
         rows = slice(start, start + at_once)
         targets = question.correct[rows]
-        with undisturbed(seen.model):
+        with undisturbed(viewed.model):
             layers = [
                 _measured(logits, targets.to(logits.device))
-                for logits in _lens(seen, tokens[rows], question.positions)
+                for logits in _lens(viewed, tokens[rows], question.positions)
             ]
         samples = torch.stack(layers, dim=2).cpu().numpy()  # batch measure layer asked
         running.add(samples if per_position else samples.mean(-1))
@@ -86,11 +85,11 @@ def logit_lens(
         "logit_lens",
         running.mean,
         ("measure", "layer", *where),
-        labels={"measure": tuple(MEASURES), "layer": _names(seen), **where},
+        labels={"measure": tuple(MEASURES), "layer": _names(viewed), **where},
         standard_error=running.standard_error,
         chance=chance.reshape(3, 1, *[1 for _ in where]),
         unit=MEASURES,
-        provenance={**handed_in(seen, tokens, sampling), "positions": question.where},
+        provenance={**handed_in(viewed, tokens, sampling), "positions": question.where},
     )
 
 
@@ -118,21 +117,21 @@ def lens_tokens(model: Any, tokens: Tokens, k: int = 5) -> Result:
     >>> lens_tokens(model, torch.arange(5)[None], k=2).values.shape
     (3, 5, 2)
     """
-    seen = view(model)
-    seen.check_tokens(tokens, at_least=1)
+    viewed = view(model)
+    viewed.check_tokens(tokens, at_least=1)
     n_pos = tokens.shape[1]
     if tokens.shape[0] != 1 or n_pos > LONGEST:
         raise ValueError(
             f"tokens have shape {tuple(tokens.shape)}, but the table is of one sequence of at most "
             f"{LONGEST} tokens; give tokens[:1, :{LONGEST}]"
         )
-    if not 1 <= k <= seen.d_vocab:
-        raise ValueError(f"k is {k}, but must be 1 to {seen.d_vocab}, the size of the vocabulary")
-    seen.check_finite()
-    with undisturbed(seen.model):
+    if not 1 <= k <= viewed.d_vocab:
+        raise ValueError(f"k is {k}, but must be 1 to {viewed.d_vocab}, the size of the vocabulary")
+    viewed.check_finite()
+    with undisturbed(viewed.model):
         best = [
             _wide(logits[0]).softmax(-1).topk(k)
-            for logits in _lens(seen, tokens, list(range(n_pos)))
+            for logits in _lens(viewed, tokens, list(range(n_pos)))
         ]
     top = [chosen.indices.tolist() for chosen in best]
     return Result(
@@ -140,56 +139,49 @@ def lens_tokens(model: Any, tokens: Tokens, k: int = 5) -> Result:
         torch.stack([chosen.values.double() for chosen in best]).cpu().numpy(),
         ("layer", "position", "choice"),
         labels={
-            "layer": _names(seen),
+            "layer": _names(viewed),
             "position": tuple(range(n_pos)),
             "choice": tuple(range(1, k + 1)),
         },
         unit="probability",
         provenance={
-            **handed_in(seen, tokens),
-            "words": seen.words(tokens[0].tolist()),
+            **handed_in(viewed, tokens),
+            "words": viewed.words(tokens[0].tolist()),
             "top": top,
-            "top_words": [[seen.words(row) for row in layer] for layer in top],
+            "top_words": [[viewed.words(row) for row in layer] for layer in top],
         },
     )
 
 
-def _names(seen: View) -> tuple[str, ...]:
-    return ("embed", *(f"L{layer}" for layer in range(seen.n_layers)))
+def _names(viewed: View) -> tuple[str, ...]:
+    return ("embed", *(f"L{layer}" for layer in range(viewed.n_layers)))
 
 
 def _lens(
-    seen: View, tokens: Tokens, positions: list[int]
+    viewed: View, tokens: Tokens, positions: list[int]
 ) -> Iterator[Float[Tensor, "batch asked vocab"]]:
     """The logits after the embedding and after each layer, one layer's at a time."""
-    model = seen.model
     streams = ["blocks.0.hook_resid_pre"]
-    streams += [f"blocks.{layer}.hook_resid_post" for layer in range(seen.n_layers)]
-    heard: dict[str, Stream] = {}
+    streams += [f"blocks.{layer}.hook_resid_post" for layer in range(viewed.n_layers)]
+    kept: dict[str, Stream] = {}
 
     def keep(name: str, stream: Tensor, hook: Any) -> None:
-        heard[name] = stream[:, positions]
+        kept[name] = stream[:, positions]
 
     # A bridge calls some hook points by another name than the one that they were asked for by.
-    ears: list[Any] = [(name, partial(keep, name)) for name in streams]
-    if isinstance(model, HookedSequenceModel):
-        model.run_with_hooks(tokens, fwd_hooks=ears, stop_at_layer=len(model.blocks))
-        for name in streams:
-            yield model.unembed(model.ln_final(heard[name]))
-        return
-    tokens = tokens.to(next(model.parameters()).device)
-    last = model.run_with_hooks(tokens, fwd_hooks=ears, return_type="logits")[:, positions]
+    hooks = [(name, partial(keep, name)) for name in streams]
+    last = viewed.outputs(tokens, positions=positions, hooks=hooks).logits()
     for name in streams[:-1]:
-        yield model.unembed(model.ln_final(heard[name]))
-    _check_readout(seen, model.unembed(model.ln_final(heard[streams[-1]])), last)
+        yield viewed.unembed(kept[name])
+    _check_readout(viewed, viewed.unembed(kept[streams[-1]]), last)
     yield last
 
 
-def _check_readout(seen: View, lens: Tensor, logits: Tensor) -> None:
+def _check_readout(viewed: View, lens: Tensor, logits: Tensor) -> None:
     off = float((lens - logits).abs().max())
     if off > 1e-3 * float(logits.abs().max()):
         raise ValueError(
-            f"{seen.name} does more to its logits than its last norm and its unembedding: they "
+            f"{viewed.name} does more to its logits than its last norm and its unembedding: they "
             f"differ by up to {off:.2g} (capped logits, say). The lens would not end at what it "
             "predicts"
         )

@@ -8,13 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.analysis.attribution.readout import Choice, Question
-from interp.analysis.attribution.stream import By, Heard, StreamParts, stream_parts
+from interp.analysis.attribution.stream import Activations, By, StreamParts
 from interp.analysis.heads.targets import TOKENS_AT_ONCE
 from interp.analysis.probes.probe import handed_in
 from interp.models.shapes import Tokens
 from interp.results.result import Result
 from interp.results.sampling import Groups, RunningMean, Sampling
 from interp.views import View, view
+from interp.views.outputs import Outputs
 
 Attributions = dict[str, Float[Tensor, "batch asked"]]
 """What each part adds, by its label, in some of the sequences and at the positions asked about."""
@@ -82,34 +83,34 @@ def logit_attribution(
     """
     if by not in get_args(By):
         raise ValueError(f"by is {by!r}; choose one of {', '.join(get_args(By))}")
-    seen = view(model)
-    seen.check_tokens(tokens)
+    viewed = view(model)
+    viewed.check_tokens(tokens)
     sampling = Sampling.of(groups, len(tokens))
-    question = Question.of(seen, tokens, correct, incorrect, positions)
-    seen.check_finite()
-    stream = stream_parts(seen, by)
+    question = Question.of(viewed, tokens, correct, incorrect, positions)
+    viewed.check_finite()
+    stream = StreamParts(viewed, by)
 
     def attribute(rows: slice) -> Attributions:
-        heard = stream.hear(tokens[rows])
-        direction = scaled_direction(question, stream, heard, rows)
+        activations, outputs = stream.run(tokens[rows])
+        direction = scaled_direction(question, stream, activations, rows)
         parts = {
             label: (part[:, question.positions] * direction).sum(-1)
-            for label, part in stream.parts(heard)
+            for label, part in stream.parts(activations)
         }
         parts |= question.biases(rows)
-        _check_sum(seen, question, heard, parts, rows, by)
+        _check_sum(viewed, question, outputs, parts, rows, by)
         return parts
 
-    origin = {**handed_in(seen, tokens, sampling), "variant": question.described, "by": by}
+    origin = {**handed_in(viewed, tokens, sampling), "variant": question.described, "by": by}
     name, axis = "logit_attribution", "part"
     return over_sequences(name, axis, attribute, question, origin, per_position, sampling)
 
 
 def scaled_direction(
-    question: Question, stream: StreamParts, heard: Heard, rows: slice
+    question: Question, stream: StreamParts, activations: Activations, rows: slice
 ) -> Float[Tensor, "batch asked d_model"]:
     """What the stream itself is multiplied with: the last norm's scale is in it."""
-    direction, scale = question.directions(rows), stream.scale(heard)
+    direction, scale = question.directions(rows), stream.scale(activations)
     return direction if scale is None else direction / scale[:, question.positions]
 
 
@@ -145,19 +146,17 @@ def over_sequences(
 
 
 def _check_sum(
-    seen: View, question: Question, heard: Heard, parts: Attributions, rows: slice, by: By
+    viewed: View, question: Question, outputs: Outputs, parts: Attributions, rows: slice, by: By
 ) -> None:
-    """A bridge may do more to its logits than a norm and an unembedding."""
-    if "logits" not in heard:
-        return
+    """A model may do more to its logits than a norm and an unembedding."""
     total = torch.stack(list(parts.values()))
-    off = (total.sum(0) - question.answer(heard["logits"], rows)).abs()
+    off = (total.sum(0) - question.answer(outputs, rows)).abs()
     # A model in 16 bits has rounded its logits, and what it unembeds.
     step = torch.finfo(question.readout.W_U.dtype).eps
     if bool((off <= max(ROUNDING, 4 * step) * total.abs().sum(0)).all()):
         return
     remedy = "try by='layers', or a model without" if by == "heads" else "give a model without"
     raise ValueError(
-        f"{seen.name}: the parts miss the logit by up to {float(off.max()):.2g}, so something else "
-        f"adds to it or bends it (capped or multiplied logits, say); {remedy}"
+        f"{viewed.name}: the parts miss the logit by up to {float(off.max()):.2g}, so something "
+        f"else adds to it or bends it (capped or multiplied logits, say); {remedy}"
     )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from interp.analysis.attribution.logits import Attributions, over_sequences, scaled_direction
 from interp.analysis.attribution.readout import Choice, Question
-from interp.analysis.attribution.stream import Heard, OurParts
+from interp.analysis.attribution.stream import Activations, StreamParts
 from interp.analysis.circuits.frozen_factors import names_for, scales_of
 from interp.analysis.circuits.routes import Route, ours, place_of, route
 from interp.analysis.probes.probe import handed_in
@@ -72,28 +72,28 @@ def path_attribution(
     ('embed > lag 0 > L1H1', 'embed > lag 1 > L1H1')
     """
     model = ours(model, "logit_attribution (what a head adds in all) or path_patch (one path)")
-    seen = view(model)
-    seen.check_tokens(tokens)
+    viewed = view(model)
+    viewed.check_tokens(tokens)
     sampling = Sampling.of(groups, len(tokens))
-    wanted = (heads,) if isinstance(heads, str) else tuple(heads or seen.head_labels)
+    wanted = (heads,) if isinstance(heads, str) else tuple(heads or viewed.head_labels)
     ways = {head: route(model, head, "v") for head in wanted}
-    stream = OurParts(model)
+    stream = StreamParts(viewed)
     _refuse_replaced(model, stream, wanted)
-    question = Question.of(seen, tokens, correct, incorrect, positions)
-    seen.check_finite()
+    question = Question.of(viewed, tokens, correct, incorrect, positions)
+    viewed.check_finite()
     names = {name for way in ways.values() for name in _names(model, way)}
 
     def attribute(rows: slice) -> Attributions:
-        heard = stream.hear(tokens[rows], tuple(names))
-        direction = scaled_direction(question, stream, heard, rows)
+        activations, _ = stream.run(tokens[rows], names)
+        direction = scaled_direction(question, stream, activations, rows)
         return {
             path: (written[:, question.positions] * direction).sum(-1)
             for way in ways.values()
-            for path, written in _paths(model, stream, way, heard)
+            for path, written in _paths(model, stream, way, activations)
         }
 
     origin = {
-        **handed_in(seen, tokens, sampling),
+        **handed_in(viewed, tokens, sampling),
         "variant": question.described,
         "heads": list(wanted),
     }
@@ -101,10 +101,10 @@ def path_attribution(
     return over_sequences(name, axis, attribute, question, origin, per_position, sampling)
 
 
-def _refuse_replaced(model: HookedSequenceModel, stream: OurParts, heads: Sequence[str]) -> None:
+def _refuse_replaced(model: HookedSequenceModel, stream: StreamParts, heads: Sequence[str]) -> None:
     for head in heads:
         layer, _ = place_of(model, head)
-        if not stream.residual and stream.end(layer) < stream.end(None) - 1:
+        if not stream.residual and stream.end(layer) < stream.end() - 1:
             raise ValueError(
                 f"{head}: this model has no residual stream, so a later layer replaces what the "
                 "head writes, and it adds to no logit directly; only a last layer's heads do"
@@ -117,22 +117,24 @@ def _names(model: HookedSequenceModel, way: Route) -> list[str]:
 
 
 def _paths(
-    model: HookedSequenceModel, stream: OurParts, way: Route, heard: Heard
+    model: HookedSequenceModel, stream: StreamParts, way: Route, activations: Activations
 ) -> Iterator[tuple[str, Stream]]:
     """What each path writes to the last stream."""
     layer, index = place_of(model, way.head)
-    pattern = heard[f"blocks.{layer}.attn.hook_pattern"][:, index]
-    W_O, last = wide(model.attn(layer).W_O[index]), stream.end(None)
-    for name, values in _values(stream, way, heard):
+    pattern = activations[f"blocks.{layer}.attn.hook_pattern"][:, index]
+    W_O, last = wide(model.attn(layer).W_O[index]), stream.end()
+    for name, values in _values(stream, way, activations):
         written = pattern @ values @ W_O
-        yield f"{name} > {way.head}", stream.carry(written, heard, stream.end(layer), last)
+        yield f"{name} > {way.head}", stream.carry(written, activations, stream.end(layer), last)
 
 
-def _values(stream: OurParts, way: Route, heard: Heard) -> Iterator[tuple[str, Values]]:
+def _values(
+    stream: StreamParts, way: Route, activations: Activations
+) -> Iterator[tuple[str, Values]]:
     """The head's values as a sum over where they come from."""
-    scales, n_pos = scales_of(way, heard), heard["hook_embed"].shape[1]
-    for source, part in stream.parts(heard, before=way.layer):
+    scales, n_pos = scales_of(way, activations), activations["hook_embed"].shape[1]
+    for source, part in stream.parts(activations, before=way.layer):
         for lag, values in enumerate(way.parts(part, scales)):
             yield (f"{source} > lag {lag}" if way.lags > 1 else source), values
     for parameter, values in way.constants(n_pos, scales).items():
-        yield parameter, values.expand(len(heard["hook_embed"]), -1, -1)
+        yield parameter, values.expand(len(activations["hook_embed"]), -1, -1)

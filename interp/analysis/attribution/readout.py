@@ -8,11 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.models import HookedSequenceModel
-from interp.models.linear import wide
-from interp.models.norm import Norm
+from interp.models.linear import FrozenNorm, wide
 from interp.models.shapes import Tokens
 from interp.views import View
+from interp.views.outputs import Outputs
 
 Choice = int | Int[Tensor, "..."]
 """One token for all, one per sequence, or one per sequence and position."""
@@ -26,31 +25,19 @@ class Readout:
     direction and its offset into the biases.
     """
 
+    norm: FrozenNorm | None
     W_U: Float[Tensor, "d_model vocab"]
     b_U: Float[Tensor, " vocab"] | None
-    gain: Float[Tensor, " d_model"] | None
-    offset: Float[Tensor, " d_model"] | None
-    centered: bool
 
     @classmethod
-    def of(cls, model: Any) -> "Readout":
-        """Of a model of ours or of a bridge."""
-        norm = getattr(model, "ln_final", None)
-        if norm is None:
-            raise ValueError(
-                f"{type(model).__name__} has no norm before its unembedding that is known of, so "
-                "its logits cannot be read from the stream; give a model with one"
-            )
-        if isinstance(model, HookedSequenceModel):
-            gain, offset = (norm.w, norm.b) if isinstance(norm, Norm) else (None, None)
-            centered = isinstance(norm, Norm) and norm.centered
-            return cls(model.W_U, model.unembed.b_U, gain, offset, centered)
-        gain = getattr(norm, "w", None)
-        if gain is not None and norm.uses_weight_offset:
-            gain = gain + 1  # Gemma stores gain - 1
-        # A bridge gives an unembedding without a bias one of zeros.
-        bias = model.b_U if model.b_U is not None and model.b_U.any() else None
-        return cls(model.W_U, bias, gain, getattr(norm, "b", None), not norm.uses_rms_norm)
+    def of(cls, viewed: View) -> "Readout":
+        """Of a model; a ValueError where it does not say how its stream becomes logits."""
+        return cls(viewed.last_norm, *viewed.unembedding)
+
+    @property
+    def offset(self) -> Float[Tensor, " d_model"] | None:
+        """The last norm's."""
+        return None if self.norm is None else self.norm.offset
 
     def directions(self, tokens: Int[Tensor, "..."]) -> Float[Tensor, "... d_model"]:
         """What the normalised stream is multiplied with for the logits of these tokens."""
@@ -79,9 +66,7 @@ class Readout:
         return biases
 
     def _folded(self, columns: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        if self.gain is not None:
-            columns = columns * wide(self.gain)
-        return columns - columns.mean(-1, keepdim=True) if self.centered else columns
+        return columns if self.norm is None else self.norm.direction(columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +81,7 @@ class Question:
     @classmethod
     def of(
         cls,
-        seen: View,
+        viewed: View,
         tokens: Tokens,
         correct: Choice | None,
         incorrect: Choice | Literal["mean"] | None,
@@ -110,16 +95,16 @@ class Question:
                 not of the vocabulary or not one for all, per sequence, or per token.
         """
         if correct is None:
-            seen.check_predicts_next("next token to take as `correct`; say which token is")
+            viewed.check_predicts_next("next token to take as `correct`; say which token is")
         asked = _positions(positions, tokens.shape[1], needs_next=correct is None)
         if correct is None:
             right = tokens[:, [position + 1 for position in asked]]
         else:
-            right = _choice("correct", correct, seen, tokens, asked)
+            right = _choice("correct", correct, viewed, tokens, asked)
         wrong: Any = incorrect
         if incorrect is not None and not (isinstance(incorrect, str) and incorrect == "mean"):
-            wrong = _choice("incorrect", incorrect, seen, tokens, asked)
-        return cls(Readout.of(seen.model), asked, right, wrong)
+            wrong = _choice("incorrect", incorrect, viewed, tokens, asked)
+        return cls(Readout.of(viewed), asked, right, wrong)
 
     def directions(self, rows: slice) -> Float[Tensor, "batch asked d_model"]:
         """What the stream over its scale is multiplied with, for some of the sequences."""
@@ -142,17 +127,15 @@ class Question:
             wrong = self.readout.biases(self._on_device(self.incorrect[rows]))
         return {name: bias - wrong[name] for name, bias in right.items()}
 
-    def answer(
-        self, logits: Float[Tensor, "batch pos vocab"], rows: slice
-    ) -> Float[Tensor, "batch asked"]:
-        """What the attributions have to add up to, from the logits of some of the sequences."""
-        there = logits[:, self.positions]
-        right = there.gather(-1, self._on_device(self.correct[rows])[..., None])[..., 0]
+    def answer(self, outputs: Outputs, rows: slice) -> Float[Tensor, "batch asked"]:
+        """What the attributions have to add up to, from what the model predicts."""
+        there = outputs.at(self.positions)
+        right = there.logits_of(self.correct[rows][..., None])[..., 0]
         if self.incorrect is None:
             return right
         if isinstance(self.incorrect, str):
-            return right - there.mean(-1)
-        return right - there.gather(-1, self._on_device(self.incorrect[rows])[..., None])[..., 0]
+            return right - there.mean_logit()
+        return right - there.logits_of(self.incorrect[rows][..., None])[..., 0]
 
     @property
     def described(self) -> str:
@@ -189,7 +172,7 @@ def _positions(positions: Sequence[int] | None, n_pos: int, needs_next: bool) ->
 
 
 def _choice(
-    name: str, chosen: Any, seen: View, tokens: Tokens, asked: list[int]
+    name: str, chosen: Any, viewed: View, tokens: Tokens, asked: list[int]
 ) -> Int[Tensor, "batch asked"]:
     if isinstance(chosen, str):
         also = ", or 'mean'" if name == "incorrect" else ""
@@ -208,9 +191,9 @@ def _choice(
             f"sequences, or {batch} x {n_pos}, one for each position"
         )
     low, high = int(given.min()), int(given.max())
-    if low < 0 or high >= seen.d_vocab:
+    if low < 0 or high >= viewed.d_vocab:
         raise ValueError(
             f"{name} holds token {low if low < 0 else high}, which is outside the vocabulary of "
-            f"{seen.d_vocab}"
+            f"{viewed.d_vocab}"
         )
     return given.expand(batch, len(asked)).long()
