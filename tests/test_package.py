@@ -1,6 +1,7 @@
 """The package as its users meet it: what it costs to import, what it offers, what it ships."""
 
 import ast
+import importlib
 import json
 import re
 import subprocess
@@ -9,6 +10,7 @@ import tomllib
 import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from types import ModuleType
 
 import jaxtyping
 import pytest
@@ -24,11 +26,14 @@ SOURCES = sorted(
     for folder in ("interp", "tests", "examples", "benchmarks")
     for path in (ROOT / folder).rglob("*.py")
 )
+SUBPACKAGES = ("analysis", "data", "models", "plots", "report", "results", "training", "views")
+OFFERING = ("interp.analysis", "interp.data", "interp.models", "interp.training")
 
 
 def in_a_new_process(program: str) -> str:
     """What the program prints, in an interpreter that has imported nothing yet."""
-    run = [sys.executable, "-I", "-c", program]
+    here = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    run = [sys.executable, "-I", "-c", here + program]
     return subprocess.run(run, check=True, capture_output=True, text=True).stdout
 
 
@@ -56,20 +61,90 @@ def test_import_takes_less_than_a_fifth_of_a_second():
 @pytest.mark.parametrize("name", interp.__all__)
 def test_every_public_name_is_there(name: str):
     assert getattr(interp, name).__name__ == name
-    assert name in dir(interp)
 
 
-def test_type_checkers_see_the_names_that_the_interpreter_finds():
-    tree = ast.parse(Path(interp.__file__).read_text())
-    [block] = [node for node in tree.body if isinstance(node, ast.If)]
-    seen = {
-        alias.name: node.module
-        for node in block.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    assert seen == interp._HOME
-    assert set(interp.__all__) == set(interp._HOME)
+def test_dir_shows_public_names_and_subpackages_only():
+    seen = eval(in_a_new_process("import interp; print(dir(interp))"))
+    assert seen == dir(interp)
+    assert sorted({*seen} - {*interp.__all__}) == sorted([*SUBPACKAGES, "__version__"])
+    folders = {path.parent.name for path in (ROOT / "interp").glob("*/__init__.py")}
+    assert folders == {*SUBPACKAGES} - {"report"}
+
+
+@pytest.mark.parametrize("package", OFFERING)
+def test_what_a_package_offers_interp_offers(package: str):
+    module = importlib.import_module(package)
+    assert module.__all__
+    assert {*module.__all__} <= {*dir(module)}
+    for name in module.__all__:
+        assert getattr(interp, name) is getattr(module, name)
+
+
+@pytest.mark.parametrize("part", SUBPACKAGES)
+def test_a_subpackage_is_there_after_importing_interp(part: str):
+    told = in_a_new_process(f"import interp; print(interp.{part}.__name__)")
+    assert told.split() == [f"interp.{part}"]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import interp",
+        "import interp.analysis",
+        "import interp; interp.head_scores; interp.analysis.tokens_to_reach",
+        "from interp.analysis.development.comparison import tokens_to_reach; import interp",
+        "import interp.analysis.development.phases; import interp",
+    ],
+)
+def test_development_is_the_function_and_not_the_package_of_that_name(first: str):
+    asked = "print(interp.development.__name__, interp.analysis.development is interp.development)"
+    assert in_a_new_process(f"{first}\n{asked}").split() == ["development", "True"]
+
+
+def test_a_name_is_added_by_one_line(tmp_path: Path):
+    package = tmp_path / "offering"
+    (package / "inner").mkdir(parents=True)
+    (package / "inner" / "values.py").write_text("here = 1\nhidden = 2\n")
+    (package / "inner" / "__init__.py").write_text(
+        "from offering.inner.values import here as here\nfrom offering.inner.values import hidden\n"
+    )
+    (package / "__init__.py").write_text(
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n"
+        "    from offering.inner import *\n"
+        "    from . import inner as inner\n"
+        "else:\n"
+        "    from interp.public import attach\n"
+        "    __getattr__, __dir__, __all__ = attach(__name__, renamed={'there': 'here'})\n"
+    )
+    program = f"""
+import sys; sys.path.insert(0, {str(tmp_path)!r})
+import offering
+print(offering.__all__, "offering.inner" in sys.modules, offering.here, offering.inner.__name__)
+"""
+    assert in_a_new_process(program) == "['here'] False 1 offering.inner\n"
+
+
+@pytest.mark.slow
+def test_type_checkers_see_the_names_that_the_interpreter_finds(tmp_path: Path):
+    names = [*interp.__all__, *(f"analysis.{name}" for name in interp.analysis.__all__)]
+    lines = [f"reveal_type(interp.{name})" for name in names]
+    program = tmp_path / "names.py"
+    program.write_text("\n".join(["import interp", *lines, "interp.indution_score", ""]))
+    options = ["--outputjson", "--pythonpath", sys.executable]
+    run = [sys.executable, "-m", "pyright", *options, str(program)]
+    told = json.loads(subprocess.run(run, capture_output=True, text=True, cwd=ROOT).stdout)
+    [error] = [one for one in told["generalDiagnostics"] if one["severity"] == "error"]
+    assert '"indution_score" is not a known attribute' in error["message"]
+    types = [one["message"] for one in told["generalDiagnostics"] if one is not error]
+    assert len(types) == len(names)
+    assert not [one for one in types if re.search(r'is "(Unknown|Any|Module)', one)]
+
+
+@pytest.mark.parametrize("module", [interp, interp.analysis])
+def test_a_name_of_before_says_what_it_is_called_now(module: ModuleType):
+    with pytest.raises(AttributeError, match=r"'circuit'\. It is called 'induction_circuit' now"):
+        module.circuit  # noqa: B018
 
 
 @pytest.mark.parametrize(

@@ -8,30 +8,15 @@ Example:
     ```
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from interp.data.blocks import pack
-    from interp.data.corpus import Corpus, load_corpus
-    from interp.data.tokenizer import train_tokenizer
+    from interp.data.blocks import pack as pack
+    from interp.data.corpus import Corpus as Corpus
+    from interp.data.corpus import load_corpus as load_corpus
+    from interp.data.tokenizer import train_tokenizer as train_tokenizer
+else:
+    # Loaded when asked for: blocks and tokenizer bring `datasets` and `transformers` with them.
+    from interp.public import attach
 
-__all__ = ["Corpus", "load_corpus", "pack", "train_tokenizer"]
-
-# Loaded when asked for: blocks and tokenizer bring `datasets` and `transformers` with them.
-_HOME = {
-    "Corpus": "interp.data.corpus",
-    "load_corpus": "interp.data.corpus",
-    "pack": "interp.data.blocks",
-    "train_tokenizer": "interp.data.tokenizer",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    __getattr__, __dir__, __all__ = attach(__name__)

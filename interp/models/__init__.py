@@ -1,33 +1,23 @@
 """Models: a residual stream, a list of blocks, and a hook point on everything worth hearing."""
 
-from interp.models.cache import ActivationCache
-from interp.models.config import ModelConfig
-from interp.models.layers import MLP, Attention, Conv
-from interp.models.presets import (
-    HookedAttn,
-    HookedAttnAttn,
-    HookedConvAttn,
-    HookedGPT,
-    HookedSmearedAttn,
-    available,
-    load,
-)
-from interp.models.revisions import Checkpoints
-from interp.models.sequence import HookedSequenceModel
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "MLP",
-    "ActivationCache",
-    "Attention",
-    "Checkpoints",
-    "Conv",
-    "HookedAttn",
-    "HookedAttnAttn",
-    "HookedConvAttn",
-    "HookedGPT",
-    "HookedSequenceModel",
-    "HookedSmearedAttn",
-    "ModelConfig",
-    "available",
-    "load",
-]
+from interp.models.cache import ActivationCache as ActivationCache
+from interp.models.config import ModelConfig as ModelConfig
+from interp.models.layers import MLP as MLP
+from interp.models.layers import Attention as Attention
+from interp.models.layers import Conv as Conv
+from interp.models.presets import HookedAttn as HookedAttn
+from interp.models.presets import HookedAttnAttn as HookedAttnAttn
+from interp.models.presets import HookedConvAttn as HookedConvAttn
+from interp.models.presets import HookedGPT as HookedGPT
+from interp.models.presets import HookedSmearedAttn as HookedSmearedAttn
+from interp.models.presets import available as available
+from interp.models.presets import load as load
+from interp.models.revisions import Checkpoints as Checkpoints
+from interp.models.sequence import HookedSequenceModel as HookedSequenceModel
+
+if not TYPE_CHECKING:
+    from interp.public import attach
+
+    __getattr__, __dir__, __all__ = attach(__name__)

@@ -1,23 +1,12 @@
 """Training: a frozen recipe, the Hugging Face Trainer, and what is measured on the way."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from interp.training.recipe import Recipe
-    from interp.training.run import train
-
-_HOME = {"Recipe": "interp.training.recipe", "train": "interp.training.run"}
-
-__all__ = ["Recipe", "train"]
-
-
-def __getattr__(name: str) -> Any:
+    from interp.training.recipe import Recipe as Recipe
+    from interp.training.run import train as train
+else:
     # A recipe can be read without the Trainer, which takes seconds to import.
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from interp.public import attach
 
-
-def __dir__() -> list[str]:
-    return __all__
+    __getattr__, __dir__, __all__ = attach(__name__)

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from interp.analysis import Result, circuit
+import interp
+from interp.analysis import Result
 from interp.plots import figure, induction_circuit
 from interp.plots.layered import HEIGHT, LABEL_ROOM, WIDTH, Link, layered
 from tests.analysis import planted
@@ -187,9 +188,9 @@ def test_rows_are_sorted_so_that_fewer_lines_cross():
 
 def test_the_real_thing_draws_and_where_there_is_none_the_scores_do():
     model = planted.induction_conv_attn(d_vocab=30, n_ctx=22)
-    found = circuit(model, n=10, n_sequences=3, n_random=2)
+    found = interp.induction_circuit(model, n=10, n_sequences=3, n_random=2)
     assert len(labels(found.plot())) == len(found.edges) == 4
-    none = circuit(
+    none = interp.induction_circuit(
         planted.induction_conv_attn(d_vocab=30, n_ctx=22, lags=1), n=10, n_sequences=3, n_random=2
     )
     assert none.plot().layout.title.text.startswith("<b>induction candidates</b>")

@@ -268,7 +268,7 @@ def interventions(s: Subject) -> Iterator[Question]:
     )
     sizes: dict[str, Any] = {"n": s.n, "n_sequences": 4, "n_random": N_RANDOM, "most_heads": 1}
     # To be called interp.induction_circuit.
-    yield "induction_circuit", lambda: of_circuit(interp.circuit(s.model, **sizes))
+    yield "induction_circuit", lambda: of_circuit(interp.induction_circuit(s.model, **sizes))
 
 
 def of_circuit(circuit: interp.analysis.InductionCircuit) -> dict[str, Any]:

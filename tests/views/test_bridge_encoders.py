@@ -77,7 +77,7 @@ READERS = {
     "repeated_sequence_loss": lambda m: interp.repeated_sequence_loss(m, n=N, n_sequences=2),
     "loss_by_position": lambda m: interp.loss_by_position(m, probe(N)),
     "in_context_learning_score": lambda m: interp.in_context_learning_score(m, probe(N)),
-    "circuit": lambda m: interp.circuit(m, n=N, n_sequences=2),
+    "induction_circuit": lambda m: interp.induction_circuit(m, n=N, n_sequences=2),
     "ablate": lambda m: interp.ablate(m, probe(N), ["L1H1"], control="none"),
     "per token": lambda m: interp.ablate(m, probe(N), ["L1H1"], metric="loss_per_token"),
     "second copy": lambda m: interp.ablate(m, probe(N), "heads", metric="second_copy_loss"),

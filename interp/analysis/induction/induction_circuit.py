@@ -120,7 +120,7 @@ class InductionCircuit:
         return f"<p>{escape(self.sentence)}</p>{edges if self.edges else scores}"
 
 
-def circuit(
+def induction_circuit(
     model: Any,
     *,
     n: int | None = None,
@@ -180,7 +180,7 @@ def circuit(
 
     >>> from interp.models import HookedConvAttn
     >>> model = HookedConvAttn(d_vocab=100, d_model=32, n_heads=2, n_ctx=64)
-    >>> circuit(model, n=15, n_sequences=4).sentence[:21]
+    >>> induction_circuit(model, n=15, n_sequences=4).sentence[:21]
     'No induction circuit:'
     """
     seen = view(model)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from interp.analysis import circuit, repeated_sequence_loss, repeated_tokens
+from interp.analysis import induction_circuit, repeated_sequence_loss, repeated_tokens
 from interp.analysis.induction.candidates import induction_candidates
 from interp.analysis.induction.decision import Removal, averaged
 from interp.analysis.induction.edges import Patches
@@ -70,7 +70,7 @@ def _head(attn, ones, gain, query, key, source, target):
 
 @pytest.fixture(scope="module")
 def of_gpt2():
-    return circuit(bridged(planted_gpt2(), "planted"), **SMALL)
+    return induction_circuit(bridged(planted_gpt2(), "planted"), **SMALL)
 
 
 def test_a_circuit_planted_in_a_gpt2_is_found_through_a_bridge(of_gpt2):
@@ -153,7 +153,7 @@ def test_heads_are_taken_out_of_a_bridge_and_averaged_over():
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "mistral"])
 def test_random_weights_of_hugging_face_have_none(kind):
-    found = circuit(bridged(hugging_face(kind)), **SMALL)
+    found = induction_circuit(bridged(hugging_face(kind)), **SMALL)
     assert not found.found
     assert np.isnan(found.scores.sel(measure="random_weights").values).all()
     assert "random weights" not in found.sentence
@@ -179,11 +179,11 @@ def test_the_model_is_left_as_it_was_found(error, when):
     state = {name: value.clone() for name, value in model.state_dict().items()}
     random_state = torch.get_rng_state()
     if error is None:
-        assert circuit(model, **SMALL).found
+        assert induction_circuit(model, **SMALL).found
         assert len(runs) > 20
     else:
         with pytest.raises(error, match="in the middle"):
-            circuit(model, **SMALL)
+            induction_circuit(model, **SMALL)
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert torch.is_grad_enabled()
@@ -196,10 +196,10 @@ def test_the_model_is_left_as_it_was_found(error, when):
 
 def test_the_seed_is_all_that_is_random():
     model = planted.induction_conv_attn(d_vocab=D_VOCAB, n_ctx=N_POS + 1)
-    first, again = circuit(model, **SMALL), circuit(model, **SMALL)
+    first, again = induction_circuit(model, **SMALL), induction_circuit(model, **SMALL)
     assert first.sentence == again.sentence
     np.testing.assert_array_equal(first.graph.values, again.graph.values)
-    assert circuit(model, **SMALL, seed=1).graph.values[0, 0] != first.graph.values[0, 0]
+    assert induction_circuit(model, **SMALL, seed=1).graph.values[0, 0] != first.graph.values[0, 0]
 
 
 # ---------------------------------------------------------------------------------- what it returns
@@ -207,7 +207,7 @@ def test_the_seed_is_all_that_is_random():
 
 @pytest.fixture(scope="module")
 def found():
-    return circuit(planted.induction_conv_attn(d_vocab=D_VOCAB, n_ctx=N_POS + 1), **SMALL)
+    return induction_circuit(planted.induction_conv_attn(d_vocab=D_VOCAB, n_ctx=N_POS + 1), **SMALL)
 
 
 def test_the_graph_holds_each_effect_with_its_interval(found):
@@ -266,13 +266,13 @@ def test_saved_and_loaded_the_graph_is_the_same(found, tmp_path):
 def test_sizes_that_do_not_fit_are_refused_before_any_work(options, message):
     model = never_run(planted.induction_conv_attn(d_vocab=D_VOCAB, n_ctx=N_POS + 1))
     with pytest.raises(ValueError, match=message):
-        circuit(model, **{**SMALL, **options})
+        induction_circuit(model, **{**SMALL, **options})
 
 
 def test_a_model_without_heads_is_refused():
     config = ModelConfig(d_vocab=40, d_model=8, n_ctx=30, layers=(Conv(),))
     with pytest.raises(ValueError, match="head"):
-        circuit(never_run(HookedSequenceModel(config)), **SMALL)
+        induction_circuit(never_run(HookedSequenceModel(config)), **SMALL)
 
 
 def test_a_weight_that_is_nan_is_named():
@@ -280,4 +280,4 @@ def test_a_weight_that_is_nan_is_named():
     with torch.no_grad():
         model.attn(1).W_Q[0, 0, 0] = math.nan
     with pytest.raises(ValueError, match="W_Q"):
-        circuit(never_run(model), **SMALL)
+        induction_circuit(never_run(model), **SMALL)

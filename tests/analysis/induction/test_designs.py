@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from interp.analysis import circuit, repeated_sequence_loss
+from interp.analysis import induction_circuit, repeated_sequence_loss
 from interp.models import MLP, Attention, Conv, HookedAttnAttn, HookedConvAttn
 from interp.results.intervals import ratio_interval
 from tests.analysis import planted
@@ -353,7 +353,7 @@ IN_ANY_ORDER = {
 
 
 def of(model, **options):
-    return circuit(model, **{"n": N, "n_sequences": SEQUENCES, "n_random": 2, **options})
+    return induction_circuit(model, **{"n": N, "n_sequences": SEQUENCES, "n_random": 2, **options})
 
 
 def test_the_designs_that_something_helps_are_among_those_without_a_circuit():

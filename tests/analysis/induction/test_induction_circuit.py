@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import interp
-from interp.analysis import InductionCircuit, Result, circuit, repeated_tokens
+from interp.analysis import InductionCircuit, Result, induction_circuit, repeated_tokens
 from interp.analysis.induction.candidates import stand_out
 from interp.analysis.induction.edges import Effect
 from interp.models import HookedAttn, HookedAttnAttn, HookedConvAttn, HookedSmearedAttn
@@ -48,7 +48,7 @@ def planted_circuit(kind) -> InductionCircuit:
 
 
 def of(model, **options) -> InductionCircuit:
-    return circuit(model, **{"n": N, "n_sequences": SEQUENCES, "n_random": 3, **options})
+    return induction_circuit(model, **{"n": N, "n_sequences": SEQUENCES, "n_random": 3, **options})
 
 
 # ------------------------------------------------------------- brute force: attention written out
