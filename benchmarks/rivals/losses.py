@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interp.training.loss import linear_cross_entropy
+from interp.models.losses import linear_cross_entropy
 from rivals.memory import megabytes
 
 BATCH, LENGTH, D_MODEL = 8, 256, 128

@@ -1,21 +1,11 @@
 """The next-token loss for training: never `[batch, pos, vocab]` logits at once."""
 
-from typing import Any, cast
-
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.models import HookedSequenceModel
-from interp.models.shapes import Stream, Tokens
-
-LOGITS_AT_ONCE = 2**23
-"""How many logits one chunk may hold: 32 MB in float32, and enough to keep a GPU busy."""
-
-Unembedding = Float[Tensor, "d_model vocab"]
-Bias = Float[Tensor, " vocab"]
-PerToken = Float[Tensor, "batch pos"]
+from interp.models.losses import linear_cross_entropy, loss_and_accuracy
+from interp.models.shapes import Tokens
 
 
 class NextTokenLoss(nn.Module):
@@ -42,100 +32,3 @@ class NextTokenLoss(nn.Module):
         measures = loss_and_accuracy(x, unembed.W_U, unembed.b_U, targets)
         blocks = torch.stack([each.mean(dim=1) for each in measures], dim=-1)
         return {"loss": blocks[:, 0].mean(), "measures": blocks}
-
-
-def linear_cross_entropy(
-    x: Stream, W_U: Unembedding, b_U: Bias | None, targets: Tokens
-) -> Float[Tensor, ""]:
-    """The mean cross-entropy (nats) of `x W_U + b_U`, whose logits are made a chunk at a time.
-
-    Their gradient is known as soon as they are, so it is taken at once and they are dropped: there
-    are never `[batch, pos, vocab]` of them, and none is computed twice. The price is that the loss
-    can be differentiated once only.
-
-    >>> x, W_U = torch.randn(2, 3, 4), torch.randn(4, 9)
-    >>> targets = torch.tensor([[0, 1, 2], [3, 4, 8]])
-    >>> plain = F.cross_entropy((x @ W_U).flatten(0, 1), targets.flatten())
-    >>> torch.allclose(linear_cross_entropy(x, W_U, None, targets), plain)
-    True
-    """
-    loss = _LinearCrossEntropy.apply(x.flatten(0, 1), W_U, b_U, targets.flatten())
-    return cast(Tensor, loss)
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, W_U: Tensor, b_U: Tensor | None, targets: Tensor) -> Tensor:
-        d_x, d_W = torch.empty_like(x), torch.zeros_like(W_U)
-        d_b = None if b_U is None else torch.zeros_like(b_U)
-        unembedding = _Unembedding(x, W_U, b_U)
-        total = x.new_zeros((), dtype=unembedding.memory.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            for part in unembedding.parts:
-                rows, logits = unembedding(x[part])
-                losses, residual = _losses_and_gradient(logits, targets[part, None])
-                total += losses.sum()
-                if d_b is not None:
-                    d_b += residual.sum(0)
-                residual = residual.to(rows.dtype)
-                d_x[part] = residual @ unembedding.weight.T
-                d_W += rows.T @ residual
-        ctx.save_for_backward(d_x, d_W, d_b)
-        return total / len(x)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, gradient: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        scale = gradient / len(ctx.saved_tensors[0])
-        return *(None if each is None else each * scale for each in ctx.saved_tensors), None
-
-
-def _losses_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row's loss, and `softmax - one-hot`: the gradient of their sum, in the logits' place."""
-    chosen, top = logits.gather(-1, targets), logits.amax(-1, keepdim=True)
-    sums = logits.sub_(top).exp_().sum(-1, keepdim=True)
-    gradient = logits.div_(sums).scatter_add_(-1, targets, -torch.ones_like(chosen))
-    return sums.log() + top - chosen, gradient
-
-
-@torch.no_grad()
-def loss_and_accuracy(
-    x: Stream, W_U: Unembedding, b_U: Bias | None, targets: Tokens
-) -> tuple[PerToken, PerToken]:
-    """Each token's cross-entropy in nats, and 1 where it has the largest logit, else 0."""
-    stream, indices, losses, correct = x.flatten(0, 1), targets.flatten(), [], []
-    unembedding = _Unembedding(stream, W_U, b_U)
-    with torch.autocast(x.device.type, enabled=False):
-        for part in unembedding.parts:
-            _, logits = unembedding(stream[part])
-            losses.append(F.cross_entropy(logits, indices[part], reduction="none"))
-            correct.append((logits.argmax(-1) == indices[part]).to(logits.dtype))
-    return torch.cat(losses).view(targets.shape), torch.cat(correct).view(targets.shape)
-
-
-class _Unembedding:
-    """`x W_U + b_U` for some rows at a time, all in the same memory.
-
-    Products are in autocast's precision; logits are at least float32, as a softmax needs it.
-    """
-
-    def __init__(self, x: Tensor, W_U: Tensor, b_U: Tensor | None):
-        device, (n_rows, d_vocab) = x.device.type, (len(x), W_U.shape[-1])
-        autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
-        n = max(1, LOGITS_AT_ONCE // d_vocab)
-        self.parts = [slice(start, start + n) for start in range(0, n_rows, n)]
-        self.weight, self.bias = W_U.to(dtype), b_U
-        wide = torch.promote_types(dtype, torch.float32)
-        self.memory = x.new_empty(min(n, n_rows), d_vocab, dtype=wide)
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows as they are multiplied, and their logits."""
-        rows, logits = x.to(self.weight.dtype), self.memory[: len(x)]
-        if rows.dtype == logits.dtype:
-            torch.mm(rows, self.weight, out=logits)
-        else:
-            logits.copy_(rows @ self.weight)
-        return rows, logits if self.bias is None else logits.add_(self.bias)

@@ -124,9 +124,7 @@ class OurView(View):
         model = self.model
         with self.running(), model.hooks(fwd_hooks=list(hooks)):
             stream = at_positions(self._stream(tokens, start, self.n_layers), positions)
-            return OutputsOfStream(
-                model.ln_final(stream), model.unembed, model.W_U, model.unembed.b_U
-            )
+            return OutputsOfStream(model.ln_final(stream), model.W_U, model.unembed.b_U)
 
     def _stream(self, tokens: Tokens, start: Start | None, stop: int) -> Stream:
         if start is None:

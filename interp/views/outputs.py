@@ -1,17 +1,15 @@
 """The end of a forward pass: predictions, computed no further than they are asked for."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.models.losses import IN_CACHE, loss_and_accuracy
 from interp.models.shapes import Logits, Stream, Tokens
-
-LOGITS_AT_ONCE = 2_500_000
-"""How many logits are made before they become losses: few enough to stay in a cache."""
 
 Losses = Float[Tensor, "batch pos"]
 Choices = Int[Tensor, "batch pos _"]
@@ -30,8 +28,12 @@ class Outputs(ABC):
         """The same at some of the positions only."""
 
     @abstractmethod
+    def losses_and_hits(self, targets: Tokens) -> tuple[Losses, Losses]:
+        """The cross-entropy in nats of one target per position, and 1 where it is likeliest."""
+
     def losses(self, targets: Tokens) -> Losses:
         """The cross-entropy in nats of one target per position."""
+        return self.losses_and_hits(targets)[0]
 
     @abstractmethod
     def logits_of(self, tokens: Choices) -> ChosenLogits:
@@ -56,10 +58,11 @@ class OutputsOfLogits(Outputs):
         """All logits."""
         return self._logits
 
-    def losses(self, targets: Tokens) -> Losses:
-        """The cross-entropy in nats of one target per position."""
+    def losses_and_hits(self, targets: Tokens) -> tuple[Losses, Losses]:
+        """The cross-entropy in nats of one target per position, and 1 where it is likeliest."""
         targets = targets.to(self._logits.device)
-        return F.cross_entropy(self._logits.transpose(1, 2), targets, reduction="none")
+        losses = F.cross_entropy(self._logits.transpose(1, 2), targets, reduction="none")
+        return losses, (self._logits.argmax(-1) == targets).to(losses)
 
     def logits_of(self, tokens: Choices) -> ChosenLogits:
         """The logits of a few tokens per position."""
@@ -76,31 +79,25 @@ class OutputsOfStream(Outputs):
     def __init__(
         self,
         stream: Stream,
-        unembed: Callable[[Stream], Logits],
         W_U: Float[Tensor, "d_model vocab"],
         b_U: Float[Tensor, " vocab"] | None,
     ):
-        self._stream, self._unembed, self._W_U, self._b_U = stream, unembed, W_U, b_U
+        # Gradients are asked of activations: weights are constants here.
+        self._stream, self._W_U = stream, W_U.detach()
+        self._b_U = None if b_U is None else b_U.detach()
 
     def at(self, positions: Sequence[int]) -> "OutputsOfStream":
         """The same at some of the positions only."""
-        stream = at_positions(self._stream, positions)
-        return OutputsOfStream(stream, self._unembed, self._W_U, self._b_U)
+        return OutputsOfStream(at_positions(self._stream, positions), self._W_U, self._b_U)
 
     def logits(self) -> Logits:
         """All logits."""
-        return wide(self._unembed(self._stream))
+        return wide(F.linear(self._stream, self._W_U.T, self._b_U))
 
-    def losses(self, targets: Tokens) -> Losses:
-        """The cross-entropy in nats of one target per position, a few rows of logits at a time."""
-        flat = targets.to(self._stream.device).flatten()
-        at_once = max(1, LOGITS_AT_ONCE // self._W_U.shape[1])
-        rows = self._stream.flatten(0, 1)[None].split(at_once, dim=1)
-        parts = [
-            F.cross_entropy(wide(self._unembed(some))[0], wanted, reduction="none")
-            for some, wanted in zip(rows, flat.split(at_once), strict=True)
-        ]
-        return torch.cat(parts).view(targets.shape)
+    def losses_and_hits(self, targets: Tokens) -> tuple[Losses, Losses]:
+        """The cross-entropy in nats of one target per position, and 1 where it is likeliest."""
+        targets = targets.to(self._stream.device)
+        return loss_and_accuracy(self._stream, self._W_U, self._b_U, targets, IN_CACHE)
 
     def logits_of(self, tokens: Choices) -> ChosenLogits:
         """The logits of a few tokens per position: dot products, and no unembedding."""

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from interp.models import HookedAttnAttn, HookedConvAttn, HookedGPT, HookedSequenceModel
-from interp.training import loss as module
-from interp.training.loss import NextTokenLoss, linear_cross_entropy, loss_and_accuracy
+from interp.models import losses as module
+from interp.models.losses import linear_cross_entropy, loss_and_accuracy
+from interp.training.loss import NextTokenLoss
 
 
 @pytest.fixture(params=[7 * 19, 10**6], ids=["chunks", "one chunk"])

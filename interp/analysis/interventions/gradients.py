@@ -83,7 +83,7 @@ def _outputs(
     if isinstance(model, HookedSequenceModel):
         with model.hooks(fwd_hooks=list(hooks)):
             stream = model(tokens, stop_at_layer=seen.n_layers)[:, positions]
-            ends = model.unembed, model.W_U, model.unembed.b_U
+            ends = model.W_U, model.unembed.b_U
             return OutputsOfStream(model.ln_final(stream), *ends)
 
     def cut(stream: Stream, hook: Any) -> Float[Tensor, "batch measured d_model"]:

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -190,9 +189,8 @@ def _losses(
     at_once = max(1, LOGITS_AT_ONCE // (tokens.shape[1] * seen.d_vocab))
     losses, hits = [], []
     for some in tokens.split(at_once):
-        logits = seen.logits(some)[:, :-1]
-        targets = some[:, 1:].to(logits.device)
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        losses.append(F.cross_entropy(wide.transpose(1, 2), targets, reduction="none"))
-        hits.append(logits.argmax(-1) == targets)
+        outputs = seen.outputs(some, positions=range(tokens.shape[1] - 1))
+        loss, hit = outputs.losses_and_hits(some[:, 1:])
+        losses.append(loss)
+        hits.append(hit.bool())
     return torch.cat(losses).double().cpu(), torch.cat(hits).cpu()
