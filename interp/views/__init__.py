@@ -6,14 +6,16 @@ either, and what a model cannot answer is refused at once, with the reason.
 
 from typing import Any
 
-from interp.models.hooks import undisturbed
+from interp.models.hooks import undisturbed as undisturbed
 from interp.models.sequence import HookedSequenceModel
 from interp.views.bridge import BridgeView
-from interp.views.entries import Entries
+from interp.views.entries import Entries as Entries
 from interp.views.ours import OurView
-from interp.views.protocol import EverythingHeard, Hook, Start, View, keeping
-
-__all__ = ["Entries", "EverythingHeard", "Hook", "Start", "View", "keeping", "undisturbed", "view"]
+from interp.views.protocol import EverythingHeard as EverythingHeard
+from interp.views.protocol import Hook as Hook
+from interp.views.protocol import Start as Start
+from interp.views.protocol import View as View
+from interp.views.protocol import keeping as keeping
 
 
 def view(model: Any) -> View:
