@@ -13,6 +13,7 @@ import numpy.typing as npt
 from jaxtyping import Float64
 
 from interp.plots import style
+from interp.plots.registry import Order, draws
 from interp.results.result import Result
 
 
@@ -37,9 +38,9 @@ class AttentionView:
         """
         place = f"attention-{uuid4().hex}"
         props = {
-            # A ten-thousandth is far less than the eye can tell; the file is half as long.
+            # A ten-thousandth is far less than the eye can see; the file is half as long.
             "attention": self.pattern.round(4).tolist(),
-            "tokens": [_visible(token) for token in self.tokens],
+            "tokens": [style.visible(token) for token in self.tokens],
             "attentionHeadNames": self.head_names,
             "minValue": 0,
             "maxValue": 1,
@@ -85,6 +86,7 @@ def view(tokens: Sequence[str], pattern: npt.ArrayLike, head_names: Sequence[str
     return AttentionView(tuple(tokens), tuple(head_names), array)
 
 
+@draws("query", order=Order.SHARED)
 def of(result: Result) -> AttentionView:
     """The view of a result over "head", "query" and "key", with the words in its provenance.
 
@@ -118,8 +120,3 @@ def in_script(data: object) -> str:
     '{"token": "\\u003c/script>"}'
     """
     return json.dumps(data, allow_nan=False).replace("<", "\\u003c")
-
-
-def _visible(token: str) -> str:
-    shown = token.replace("\n", "↵").replace("\t", "⇥")
-    return shown if shown.strip() else "␣" * len(shown)

@@ -1,34 +1,35 @@
 """A circuit among chosen tokens or positions as a heatmap, and what positions say by distance."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import plotly.graph_objects as go
 
 from interp.plots import heatmaps, pictures, style
-from interp.plots.attention import _visible as visible
-from interp.plots.heatmaps import WIDTH_FOR_LARGE_TEXT
-from interp.plots.heatmaps import _Scale as Scale
+from interp.plots.curves import Line, Lines, in_panels, numbers
+from interp.plots.panels import Axis
+from interp.plots.registry import draws
+from interp.plots.tiles import Tiles, drawn
 from interp.results.result import Result, rounded
 
 ROWS = ("query_token", "source_token", "query_position")
 COLUMNS = ("key_token", "predicted_token", "key_position")
 LAGS = ("query_lag", "key_lag", "value_lag")
 LABELLED = 80
-"""Of more rows or columns none is named: hovering tells."""
-TOLD_IN_FULL = 10_000
-"""In more cells hovering tells names that are cut short, as on the axes."""
-
-# Pixels.
-TOP, BOTTOM, RIGHT = 84, 52, 24
-PLOT, CELL, NARROWEST, LOWEST, WIDTH_FOR_TEXT = 640, 40, 440, 104, 30
-LETTER, LONGEST_NAME = 7.0, 22
-CURVE_HEIGHT, LEGEND_HEIGHT = 380, 28
+"""Of more rows or columns none is named: hovering shows them."""
+IN_FULL = 10_000
+"""In more cells hovering shows names that are cut short, as on the axes."""
+LONGEST_NAME = 22
+PLOT, CELL, WIDTH_FOR_TEXT = 640, 40, 30  # pixels
 
 
+@draws(*ROWS)
 def entries(result: Result) -> go.Figure:
     """A cell per pair: the query or source token down, the key or predicted token across.
 
     Values of both signs are coloured symmetrically around 0. Blank space is made visible. A value
-    is written where there is room; hovering tells it with both words.
+    is written where there is room; hovering shows it with both words.
 
     Raises:
         ValueError: other axes than two that belong together.
@@ -38,74 +39,47 @@ def entries(result: Result) -> go.Figure:
             f"{result.name} has the axes {result.axes}; a circuit is drawn of two, such as "
             "query_token and key_token"
         )
-    down, across = result.axes
-    words = {axis: [named(label) for label in result.labels[axis]] for axis in result.axes}
-    names = {axis: [named(label, LONGEST_NAME) for label in result.labels[axis]] for axis in words}
-    n_rows, n_columns = result.values.shape
-    cell = min(CELL, PLOT / max(n_rows, n_columns))
-    left, below = (_room_for(names[axis]) for axis in result.axes)
-    width = max(NARROWEST, left + n_columns * cell + RIGHT)
-    height = max(LOWEST, n_rows * cell)
-    scale = Scale.of(result.values)
-    figure = go.Figure(
-        layout=style.layout(
-            result,
-            title={"text": _title(result, str(result.unit))},
-            width=width,
-            height=TOP + height + below + BOTTOM,
-            margin={
-                "l": left, "r": width - left - n_columns * cell, "t": TOP, "b": below + BOTTOM,
-            },
-            coloraxis=scale.axis(),
-            xaxis=_axis(across, names[across], tickangle=-90),
-            yaxis=_axis(down, names[down], autorange="reversed"),
-        )
-    )  # fmt: skip
-    figure.add_heatmap(
-        z=result.values,
-        **_hover(result, words),
-        xgap=cell > 8,
-        ygap=cell > 8,
-        coloraxis="coloraxis",
+    cell = min(CELL, PLOT / max(result.values.shape))
+    largest = float(np.abs(result.values).max(initial=0))
+    digits = 2 if largest < 1 else 1 if largest < 10 else 0
+    rows, columns = (_axis(axis, result.labels[axis]) for axis in result.axes)
+    tiles = Tiles(
+        result.values,
+        rows,
+        columns,
+        _hover(result),
+        unit=style.unit_of(result),
+        written=[f"{value:z.{digits}f}" for value in result.values.flat]
+        if cell >= WIDTH_FOR_TEXT
+        else None,
     )
-    if cell >= WIDTH_FOR_TEXT:
-        _write_values(figure, result.values, scale, 12 if cell >= WIDTH_FOR_LARGE_TEXT else 9)
-    return figure
+    return drawn(result, [tiles], (cell, cell), **_heading(result))
 
 
-def _hover(result: Result, words: dict[str, list[str]]) -> dict[str, object]:
-    roles = [axis.replace("_", " ") for axis in words]
-    if result.values.size > TOLD_IN_FULL:
+def _axis(axis: str, labels: Sequence[object]) -> Axis:
+    names = [
+        style.shortened(style.marked(label), LONGEST_NAME) if isinstance(label, str) else label
+        for label in labels
+    ]
+    return Axis(style.plain(axis), names, shown=len(names) <= LABELLED)
+
+
+def _hover(result: Result) -> list[list[str]] | str:
+    roles = [style.words(axis) for axis in result.axes]
+    if result.values.size > IN_FULL:
         # The axes know the words; a text for each of a million cells would take 150 MB.
-        text = f"{roles[0]} <b>%{{y}}</b><br>{roles[1]} <b>%{{x}}</b><br>%{{z:.4~g}}"
-        return {"hovertemplate": f"{text}<extra></extra>"}
-    down, across = words.values()
-    text = [
+        return f"{roles[0]} <b>%{{y}}</b><br>{roles[1]} <b>%{{x}}</b><br>%{{z:.4~g}}"
+    down, across = ([style.token(label) for label in result.labels[axis]] for axis in result.axes)
+    return [
         [
             f"{roles[0]} <b>{row}</b><br>{roles[1]} <b>{column}</b><br>{rounded(value)}"
             for column, value in zip(across, line, strict=True)
         ]
         for row, line in zip(down, result.values, strict=True)
     ]
-    return {"text": text, "hovertemplate": "%{text}<extra></extra>"}
 
 
-def _write_values(figure: go.Figure, values: np.ndarray, scale: Scale, size: int) -> None:
-    rows, columns = np.indices(values.shape)
-    flat = values.ravel()
-    largest = float(np.abs(flat).max(initial=0))
-    digits = 2 if largest < 1 else 1 if largest < 10 else 0
-    figure.add_scatter(
-        x=columns.ravel(),
-        y=rows.ravel(),
-        mode="text",
-        text=[f"{value:z.{digits}f}" for value in flat],
-        textfont={"size": size, "color": scale.ink_on(flat)},
-        hoverinfo="skip",
-        showlegend=False,
-    )
-
-
+@draws("value_lag")
 def of_values(result: Result) -> go.Figure:
     """What holds of each value lag: a score of every head in a panel per lag, or split outputs."""
     if "head" not in result.axes:
@@ -113,6 +87,7 @@ def of_values(result: Result) -> go.Figure:
     return heatmaps.heads(result)
 
 
+@draws("distance")
 def by_distance(result: Result) -> go.Figure:
     """The score from positions alone by distance, in a band of what tokens add to it.
 
@@ -123,84 +98,29 @@ def by_distance(result: Result) -> go.Figure:
         raise ValueError(
             f"{result.name} has the axes {result.axes}; the terms are drawn together, over distance"
         )
-    distances = np.array(result.labels["distance"])
     mean, spread = (result.sel(term=term).values for term in ("positions", "tokens"))
-    figure = go.Figure(
-        layout=style.layout(
-            result,
-            title={"text": _title(result)},
-            height=CURVE_HEIGHT,
-            margin={"l": 66, "r": RIGHT, "t": TOP + LEGEND_HEIGHT, "b": 58},
-            xaxis=style.axis(
-                "distance from key to query", showgrid=False, showline=True, linecolor=style.FAINT
-            ),
-            yaxis=style.axis(style.words(str(result.unit))),
-            hovermode="x unified",
-            legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
-        )
+    line = Line(
+        "positions alone",
+        np.array(result.labels["distance"], dtype=np.float64),
+        mean,
+        spread,
+        style.SERIES[0],
+        legend="positions alone",
+        band="one deviation of what tokens add",
+        readings=[
+            f"{rounded(m)}, tokens ± {rounded(s)}" for m, s in zip(mean, spread, strict=True)
+        ],
     )
-    known = np.isfinite(mean + spread)
-    x, low, high = distances[known], (mean - spread)[known], (mean + spread)[known]
-    figure.add_scatter(
-        x=np.concatenate([x, x[::-1]]),
-        y=np.concatenate([high, low[::-1]]),
-        fill="toself",
-        fillcolor=style.faded(style.SERIES[0], 0.22),
-        line={"width": 0},
-        mode="lines",
-        name="one deviation of what tokens add",
-        hoverinfo="skip",
-    )
-    figure.add_scatter(
-        x=distances,
-        y=mean,
-        mode="lines",
-        line={"color": style.SERIES[0], "width": 2},
-        name="positions alone",
-        text=[f"{rounded(m)}, tokens ± {rounded(s)}" for m, s in zip(mean, spread, strict=True)],
-        hovertemplate="%{text}<extra></extra>",
-    )
-    return figure
+    panel = Lines([line], numbers("distance from key to query"), Axis(style.unit_of(result)))
+    heading: dict[str, Any] = {**_heading(result), "unit": ""}
+    return in_panels(result, [panel], **heading)
 
 
-def named(label: object, longest: int | None = None) -> str:
-    """A token as text in a figure: its blanks visible, and no markup; cut short for an axis."""
-    if not isinstance(label, str):
-        return str(label)
-    text = visible(label)
-    if text.startswith(" "):
-        text = "␣" + text[1:]
-    if longest is not None and len(text) > longest:
-        text = text[: longest - 1] + "…"
-    return style.html.escape(text, quote=False)
-
-
-def _title(result: Result, unit: str = "") -> str:
+def _heading(result: Result) -> dict[str, Any]:
     known = result.provenance
-    share, more = known.get("share"), [style.origin(result)]
-    more += [f"{key.replace('_', ' ')} {known[key]}" for key in LAGS if known.get(key)]
+    share = known.get("share")
+    more = [f"{style.plain(key)} {known[key]}" for key in LAGS if known.get(key)]
     more += [f"distance {known['distance']}"] if "distance" in known else []
     more += [] if share is None else [f"positions' share {rounded(share)}"]
-    of = f"{style.words(result.name)} of {known.get('head', '')}"
-    return f"<b>{of}</b>{unit and ', '}{style.words(unit)}<br>{style.small(', '.join(more))}"
-
-
-def _room_for(names: list[str]) -> float:
-    if len(names) > LABELLED:
-        return 40
-    return 44 + LETTER * max(len(name) for name in names)
-
-
-def _axis(axis: str, names: list[str], **more: object) -> dict[str, object]:
-    shown = len(names) <= LABELLED
-    return style.axis(
-        axis.replace("_", " "),
-        showgrid=False,
-        fixedrange=True,
-        automargin=False,
-        tickmode="array",
-        tickvals=list(range(len(names))),
-        ticktext=names,
-        showticklabels=shown,
-        **more,
-    )
+    notes = [", ".join(filter(None, [style.origin(result), style.facts(more)]))]
+    return {"name": f"{result.name} of {known.get('head', '')}", "notes": notes}

@@ -1,19 +1,151 @@
-"""Values along positions, and measures side by side, each with its error and its chance level."""
+"""Lines, each with its error and its chance level; and measures side by side as bars."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from jaxtyping import Float64
 
 from interp.plots import style
-from interp.results.result import Label, Result, rounded
+from interp.plots.panels import EDGE, Axis, Panel, lay_out
+from interp.results.result import Result, rounded
 
-LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}
 BAND = 0.22  # opacity of one standard error
 # Pixels.
-CURVE_HEIGHT, TOP, LEGEND_HEIGHT, BOTTOM = 400, 66, 26, 58
-BAR_HEIGHT, MEASURE_GAP, PANEL_GAP, READING_WIDTH = 24.0, 16.0, 62.0, 116.0
+HEIGHT = 310
+BAR, MEASURE_GAP, READING_WIDTH = 24.0, 16.0, 116.0
+
+Along = Float64[np.ndarray, " point"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve; names are plain text.
+
+    Args:
+        name: what hovering shows; "" shows nothing.
+        x: where it is known.
+        y: as many values; a line has a gap where one is unknown.
+        error: the band around it, or with `is_dotted` bars.
+        colour: also the band's.
+        width: in pixels.
+        dash: plotly's.
+        legend: "" where it shares its colour with one that is named.
+        band: what the legend calls the band, if anything.
+        readings: what hovering shows after the name; else value and error.
+        is_dotted: a mark at each point.
+    """
+
+    name: str
+    x: Along
+    y: Along
+    error: Along | None = None
+    colour: str = style.QUIET
+    width: float = 2
+    dash: str = "solid"
+    legend: str = ""
+    band: str = ""
+    readings: Sequence[str] | None = None
+    is_dotted: bool = False
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A panel of curves over one axis of values."""
+
+    lines: Sequence[Line]
+    x: Axis
+    y: Axis
+    title: str = ""
+    chance: Sequence[Line] = field(default=())
+
+    @property
+    def all(self) -> list[Line]:
+        """What the panel is about, then chance."""
+        return [*self.lines, *self.chance]
+
+
+def in_panels(
+    result: Result, panels: Sequence[Lines], height: float = HEIGHT, **heading: Any
+) -> go.Figure:
+    """Panels of curves one above the other, each curve named once in the legend.
+
+    Args:
+        result: gives name and origin.
+        panels: from the top.
+        height: of a panel, in pixels.
+        heading: further arguments of `lay_out`.
+    """
+    every = [line for panel in panels for line in panel.all]
+    names = dict.fromkeys(name for line in every for name in (line.legend, line.band) if name)
+    places = [Panel(panel.x, panel.y, height, title=panel.title) for panel in panels]
+    figure, axes = lay_out(result, places, legend=[*names], hovermode="x unified", **heading)
+    named: set[str] = set()
+    for panel, place in zip(panels, axes, strict=True):
+        for line in panel.all:
+            _draw(figure, line, place, line.legend not in named)
+            named.add(line.legend)
+    return figure
+
+
+def _draw(figure: go.Figure, line: Line, axes: dict[str, str], is_first: bool) -> None:
+    error = np.full_like(line.y, np.nan) if line.error is None else line.error
+    known = np.isfinite(line.y)
+    sure = known & np.isfinite(error)
+    group = style.text(line.legend)
+    if sure.sum() > 1 and not line.is_dotted:
+        edges = [(line.y + error)[sure], (line.y - error)[sure][::-1]]
+        figure.add_scatter(
+            x=np.concatenate([line.x[sure], line.x[sure][::-1]]),
+            y=np.concatenate(edges),
+            fill="toself",
+            fillcolor=style.faded(line.colour, BAND),
+            line={"width": 0},
+            mode="lines",
+            name=style.text(line.band),
+            legendgroup=style.text(line.band) or group,
+            showlegend=bool(line.band),
+            hoverinfo="skip",
+            **axes,
+        )
+    marks = line.is_dotted or known.sum() == 1
+    bars: dict[str, Any] = {"array": error, "thickness": 1.5, "width": 4, "color": style.QUIET}
+    figure.add_scatter(
+        x=line.x,
+        y=line.y,
+        name=style.text(line.legend or line.name),
+        legendgroup=group,
+        showlegend=bool(line.legend) and is_first,
+        legendrank=2000 if line.legend == "chance" else None,
+        mode="lines+markers" if marks else "lines",
+        line={"color": line.colour, "width": line.width, "dash": line.dash},
+        error_y=bars if line.is_dotted else None,
+        text=line.readings or [rounded(*at) for at in zip(line.y, error, strict=True)],
+        hovertemplate="%{text}" if line.name else None,
+        hoverinfo="skip" if not line.name else None,
+        **axes,
+    )
+
+
+def chances(x: Along, series: Sequence[Result], most: int = 2) -> list[Line]:
+    """A dashed line for each chance level there is; of more than a few, none."""
+    levels = {tuple(one.chance): one.chance for one in series if one.chance is not None}
+    return [
+        Line("chance", x, level, width=1.5, dash="dash", legend="chance")
+        for level in (levels.values() if len(levels) <= most else ())
+    ]
+
+
+def colour(number: int) -> str:
+    """The colours of curves in turn."""
+    return style.SERIES[number % len(style.SERIES)]
+
+
+def numbers(title: str, **look: Any) -> Axis:
+    """A horizontal axis of numbers under curves."""
+    return Axis(title, look={"showgrid": False, "showline": True, "linecolor": style.FAINT} | look)
 
 
 def curve(result: Result) -> go.Figure:
@@ -25,73 +157,20 @@ def curve(result: Result) -> go.Figure:
     Raises:
         ValueError: one axis too many, or a position that is no number.
     """
-    lines = list(style.series(result, "position"))
+    series = list(style.series(result, "position"))
     positions = result.labels["position"]
     if any(isinstance(position, str) for position in positions):
         raise ValueError(f"{result.name}: positions must be numbers, they are {positions[:3]}, ...")
-    named = len(lines) > 1 or result.chance is not None
-    figure = go.Figure(
-        layout=style.layout(
-            result,
-            height=CURVE_HEIGHT,
-            margin={"l": 66, "r": 24, "t": TOP + LEGEND_HEIGHT * named, "b": BOTTOM},
-            xaxis=style.axis("position", showgrid=False, showline=True, linecolor=style.FAINT),
-            yaxis=style.axis(style.words(str(result.unit))),
-            hovermode="x unified",
-            showlegend=named,
-            legend=LEGEND,
-        )
-    )
-    for number, (name, line) in enumerate(lines):
-        colour = style.SERIES[number % len(style.SERIES)]
-        _add_line(figure, positions, line, style.words(name or result.name), colour)
-    _add_chances(figure, positions, [line for _, line in lines])
-    return figure
-
-
-def _add_line(
-    figure: go.Figure, positions: Sequence[Label], line: Result, name: str, colour: str
-) -> None:
+    named = len(series) > 1 or result.chance is not None
     x = np.array(positions, dtype=np.float64)
-    error = np.full_like(x, np.nan) if line.standard_error is None else line.standard_error
-    known = np.isfinite(line.values) & np.isfinite(error)
-    if known.any():
-        upper, lower = (line.values + error)[known], (line.values - error)[known]
-        figure.add_scatter(
-            x=np.concatenate([x[known], x[known][::-1]]),
-            y=np.concatenate([upper, lower[::-1]]),
-            fill="toself",
-            fillcolor=style.faded(colour, BAND),
-            line={"width": 0},
-            mode="lines",
-            legendgroup=name,
-            showlegend=False,
-            hoverinfo="skip",
-        )
-    figure.add_scatter(
-        x=x,
-        y=line.values,
-        name=name,
-        legendgroup=name,
-        mode="lines+markers" if len(x) == 1 else "lines",
-        line={"color": colour, "width": 2},
-        text=[rounded(*point) for point in zip(line.values, error, strict=True)],
-        hovertemplate="%{text}",
-    )
-
-
-def _add_chances(figure: go.Figure, positions: Sequence[Label], lines: Sequence[Result]) -> None:
-    different = dict.fromkeys(tuple(line.chance) for line in lines if line.chance is not None)
-    for number, chance in enumerate(different):
-        figure.add_scatter(
-            x=positions,
-            y=chance,
-            name="chance",
-            mode="lines",
-            line={"color": style.QUIET, "width": 1.5, "dash": "dash"},
-            hoverinfo="skip",
-            showlegend=number == 0,
-        )
+    lines = [
+        Line(label, x, part.values, part.standard_error, colour(number), legend=label * named)
+        for number, (name, part) in enumerate(series)
+        for label in [style.plain(name or result.name)]
+    ]
+    levels = chances(x, [part for _, part in series], most=len(series))
+    unit = Axis(style.unit_of(result))
+    return in_panels(result, [Lines(lines, numbers("position"), unit, chance=levels)])
 
 
 def measures(result: Result) -> go.Figure:
@@ -106,102 +185,78 @@ def measures(result: Result) -> go.Figure:
         ValueError: one axis too many.
     """
     groups = list(style.series(result, "measure"))
-    panels = _panels(result, len(groups))
-    plot_height = sum(panel.height for panel in panels) + PANEL_GAP * (len(panels) - 1)
-    named = len(groups) > 1 or result.chance is not None
-    top = TOP + LEGEND_HEIGHT * named
-    figure = go.Figure(
-        layout=style.layout(
-            result,
-            height=top + plot_height + BOTTOM,
-            margin={"l": 24, "r": READING_WIDTH, "t": top, "b": BOTTOM},
-            showlegend=named,
-            legend=LEGEND,
+    units: dict[str, list[str]] = {}
+    for name in map(str, result.labels["measure"]):
+        units.setdefault(style.unit_of(result, name), []).append(name)
+    step = len(groups) * BAR + MEASURE_GAP
+    panels = [
+        bar_panel(
+            [style.plain(name) for name in names], step, unit, (np.arange(len(names)) + 0.5) * step
         )
-    )
-    for number, panel in enumerate(panels):
-        axes = _add_axes(figure, number, panel, plot_height)
+        for unit, names in units.items()
+    ]
+    legend = [name for name, _ in groups if len(groups) > 1]
+    legend += ["chance"] if result.chance is not None else []
+    figure, axes = lay_out(result, panels, legend=legend, sides=(EDGE, READING_WIDTH))
+    for number, (names, panel, place) in enumerate(zip(units.values(), panels, axes, strict=True)):
         for index, (name, group) in enumerate(groups):
-            part = group.sel(measure=panel.names)
-            heights = panel.places + (index - (len(groups) - 1) / 2) * BAR_HEIGHT
-            bars = _bars(part, heights, name, style.SERIES[index % len(style.SERIES)])
-            for trace in (*bars, *_chance_marks(part, heights)):
+            part = group.sel(measure=names)
+            aside = (index - (len(groups) - 1) / 2) * BAR
+            heights = np.asarray(panel.y.places) + aside
+            drawn = bars(part.values, style.errors(part), heights, BAR - 4, colour(index))
+            drawn[0].update(name=style.words(name))
+            for trace in (*drawn, *_chance_marks(part, heights)):
                 first = number == 0 and (index == 0 or trace.name != "chance")
-                figure.add_trace(trace.update(axes, showlegend=bool(trace.name) and first))
+                trace.update(legendgroup=None if trace.name == "chance" else style.text(name))
+                figure.add_trace(trace.update(place, showlegend=bool(trace.name) and first))
     return figure
 
 
-@dataclass(frozen=True)
-class _Panel:
-    """The measures of one unit; pixels count down from the top of the plot."""
-
-    unit: str
-    names: list[str]
-    top: float
-    height: float
-    places: np.ndarray
-
-
-def _panels(result: Result, bars: int) -> list[_Panel]:
-    names = [str(name) for name in result.labels["measure"]]
-    unit = result.unit
-    units = {name: unit if isinstance(unit, str) else unit[name] for name in names}
-    step = bars * BAR_HEIGHT + MEASURE_GAP
-    panels, top = [], 0.0
-    for shared in dict.fromkeys(units.values()):
-        members = [name for name in names if units[name] == shared]
-        places = (np.arange(len(members)) + 0.5) * step
-        panels.append(_Panel(shared, members, top, len(members) * step, places))
-        top += len(members) * step + PANEL_GAP
-    return panels
+def bar_panel(names: Sequence[str], step: float, unit: str, places: np.ndarray) -> Panel:
+    """A panel of horizontal bars, from the top, whose names stand at the left."""
+    height = len(names) * step
+    zero = {"zeroline": True, "zerolinecolor": style.QUIET, "zerolinewidth": 1}
+    values = {"rangemode": "tozero", "fixedrange": True, "nticks": 5, **zero}
+    limits = (places[-1] + places[0], 0) if places[0] > 0 else (len(names) - 0.5, -0.5)
+    return Panel(
+        Axis(style.plain(unit), look=values),
+        Axis(
+            names=names,
+            places=places,
+            look={"range": limits, "ticklabelstandoff": 8},
+        ),
+        height,
+    )
 
 
-def _add_axes(figure: go.Figure, number: int, panel: _Panel, plot_height: float) -> dict[str, str]:
-    suffix = str(number + 1) if number else ""
-    ceiling = 1 - panel.top / plot_height
-    floor = max(0.0, 1 - (panel.top + panel.height) / plot_height)
-    figure.update_layout(
-        {
-            f"xaxis{suffix}": style.axis(
-                style.words(panel.unit), anchor=f"y{suffix}", rangemode="tozero",
-                zeroline=True, zerolinecolor=style.QUIET, zerolinewidth=1, fixedrange=True,
-            ),
-            f"yaxis{suffix}": style.axis(
-                domain=(floor, ceiling), anchor=f"x{suffix}", range=(panel.height, 0),
-                tickvals=panel.places, ticktext=[style.words(name) for name in panel.names],
-                showgrid=False, fixedrange=True, ticklabelstandoff=10,
-            ),
-        }
-    )  # fmt: skip
-    return {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
-
-
-def _bars(part: Result, heights: np.ndarray, name: str, colour: str) -> tuple[go.Bar, go.Scatter]:
-    values = part.values
-    errors = np.full_like(values, np.nan) if part.standard_error is None else part.standard_error
-    bars = go.Bar(
+def bars(
+    values: np.ndarray,
+    errors: np.ndarray,
+    places: np.ndarray,
+    width: float,
+    colours: str | Sequence[str],
+) -> tuple[go.Bar, go.Scatter]:
+    """Horizontal bars with their errors, and the readings beside them."""
+    across = go.Bar(
         x=values,
-        y=heights,
+        y=places,
         orientation="h",
-        width=BAR_HEIGHT - 4,
-        marker={"color": style.faded(colour, 0.8), "line": {"width": 0}, "cornerradius": 3},
+        width=width,
+        marker={"color": colours, "opacity": 0.8, "line": {"width": 0}, "cornerradius": 3},
         error_x={"array": errors, "thickness": 1.5, "width": 4, "color": style.QUIET},
-        name=style.words(name),
-        legendgroup=name,
         hoverinfo="skip",
     )
     # A bar's own text would lie under its error bar; left of zero it would meet the names.
     beside = go.Scatter(
         x=np.maximum(values + np.nan_to_num(errors), 0.0),
-        y=heights,
+        y=places,
         mode="text",
         text=[f"  {rounded(*pair)}" for pair in zip(values, errors, strict=True)],
         textposition="middle right",
         cliponaxis=False,
-        legendgroup=name,
         hoverinfo="skip",
     )
-    return bars, beside
+    return across, beside
 
 
 def _chance_marks(part: Result, heights: np.ndarray) -> list[go.Scatter]:

@@ -1,22 +1,75 @@
 """What develops while a model trains: curves against tokens, and loss by position as a map."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float64
 
 from interp.plots import style
-from interp.plots.curves import BOTTOM, TOP
-from interp.plots.panels import Clock, Line, Panel, after_zero, chances, stacked, tokens_at
+from interp.plots.curves import Along, Line, Lines, chances, colour, in_panels, numbers
+from interp.plots.panels import Axis, Panel, lay_out
+from interp.plots.registry import Order, draws
+from interp.plots.scales import SEQUENTIAL, Scale
 from interp.results.result import Result, over_samples, rounded
 
-MAP_HEIGHT = 430
+MAP_HEIGHT, PANEL, ONE_PANEL = 306, 210, 330  # pixels
 THIN, CURVE = 0.9, 2.0  # widths of lines
 FAINT = 0.45
-COLORBAR = {"thickness": 10, "outlinewidth": 0, "ypad": 0, "nticks": 6, "tickfont": {"size": 11}}
+
+Later = Float64[np.ndarray, " later"]
 
 
+def clock(result: Result, **look: Any) -> Axis:
+    """The time of training: tokens, or steps where those are unknown, on a logarithmic axis.
+
+    Step 0 has no place there, and the title says so.
+    """
+    unit = "tokens" if "tokens_per_step" in result.provenance else "steps"
+    zero = result.labels["step"][:1] == (0,)
+    title = f"{unit}, step 0 left out" if zero else unit
+    return numbers(title, **COUNTS, type="log", dtick=1, **look)
+
+
+COUNTS = {"exponentformat": "SI", "showexponent": "all", "nticks": 6}
+
+
+def tokens_at(result: Result) -> Along:
+    """Tokens read by each step, or the steps where the provenance does not say."""
+    steps = np.array(result.labels["step"], dtype=np.float64)
+    return steps * result.provenance.get("tokens_per_step", 1)
+
+
+def after_zero(x: Along, values: Along, error: Along | None) -> tuple[Later, Later, Later | None]:
+    """What is known of a curve and has a place on a logarithmic axis."""
+    later = (x > 0) & np.isfinite(values)
+    return x[later], values[later], None if error is None else error[later]
+
+
+def chance_levels(x: Along, series: Sequence[Result]) -> list[Line]:
+    """The chance levels of curves against a logarithmic clock."""
+    later = x > 0
+    levels = chances(x, series)
+    return [replace(line, x=line.x[later], y=line.y[later]) for line in levels]
+
+
+def stacked(result: Result, panels: Sequence[Lines], **heading: Any) -> go.Figure:
+    """Panels one above the other, which share a clock that only the lowest shows."""
+    silent = {"showticklabels": False}
+    *upper, lowest = panels
+    upper = [
+        replace(panel, x=replace(panel.x, title="", look={**panel.x.look, **silent}))
+        for panel in upper
+    ]
+    figure = in_panels(result, [*upper, lowest], PANEL if upper else ONE_PANEL, **heading)
+    for number in range(1, len(panels)):
+        figure.update_layout({f"xaxis{number + 1}": {"matches": "x"}})
+    return figure
+
+
+@draws("step", order=Order.CLOCK)
 def steps(result: Result) -> go.Figure:
     """How a result develops, against the logarithm of the tokens read, or of the steps.
 
@@ -30,6 +83,11 @@ def steps(result: Result) -> go.Figure:
     Raises:
         ValueError: more axes than can be drawn; choose with sel().
     """
+    return with_notes(result, ())
+
+
+def with_notes(result: Result, notes: Sequence[str]) -> go.Figure:
+    """The figure of `steps`, with further lines under its title."""
     mean = over_samples(result)
     others = [axis for axis in mean.axes if axis != "step"]
     if "position" in others:
@@ -39,43 +97,50 @@ def steps(result: Result) -> go.Figure:
             f'{result.name} has the axes {result.axes}; curves over "step" are drawn for at most '
             "two others; choose the rest with sel()"
         )
-    return stacked(mean, list(_panels(mean, others)), Clock.of(mean))
+    panels = list(_panels(mean, others))
+    return stacked(mean, panels, notes=[style.origin(mean), *notes])
 
 
-def _panels(result: Result, others: Sequence[str]) -> Iterator[Panel]:
+def _panels(result: Result, others: Sequence[str]) -> Iterator[Lines]:
     if len(others) == 2:
         across = "measure" if "measure" in others else others[0]
         for label in result.labels[across]:
-            yield _panel(result.sel(**{across: label}), style.words(str(label)))
+            yield _panel(result.sel(**{across: label}), style.plain(label))
     elif others == ["measure"] and not isinstance(result.unit, str):
-        colours = 0
+        first = 0
         for unit in dict.fromkeys(result.unit.values()):
             names = [name for name in result.labels["measure"] if result.unit[str(name)] == unit]
-            yield _panel(result.sel(measure=names), unit=unit, colours=colours, is_named=True)
-            colours += len(names)
+            yield _panel(result.sel(measure=names), unit=unit, first=first, is_named=True)
+            first += len(names)
     else:
         yield _panel(result)
 
 
 def _panel(
-    part: Result, title: str = "", unit: str = "", colours: int = 0, is_named: bool = False
-) -> Panel:
+    part: Result, title: str = "", unit: str = "", first: int = 0, is_named: bool = False
+) -> Lines:
     """The curves of one panel, whose colours begin with this one; of many, the highest have one."""
     x, series = tokens_at(part), list(style.series(part, "step"))
     peaks = [np.nanmax(line.values, initial=-np.inf) for _, line in series]
     highest = sorted(np.argsort(peaks)[::-1][: len(style.SERIES)].tolist())
     grey, coloured = [], []
     for number, (name, line) in enumerate(series):
-        words = style.words(name)
+        words = style.plain(name) or style.plain(part.name)
         if number not in highest:
             curve = after_zero(x, line.values, None)
             grey.append(Line(words, *curve, colour=style.faded(style.QUIET, FAINT), width=THIN))
             continue
-        colour = style.SERIES[(colours + highest.index(number)) % len(style.SERIES)]
         curve = after_zero(x, line.values, line.standard_error)
         legend = words if is_named or len(series) > 1 else ""
-        coloured.append(Line(words, *curve, colour=colour, width=CURVE, legend=legend))
-    return Panel(title, unit or str(part.unit), [*grey, *coloured], chances(x, series))
+        ink = colour(first + highest.index(number))
+        coloured.append(Line(words, *curve, colour=ink, width=CURVE, legend=legend))
+    return Lines(
+        [*grey, *coloured],
+        clock(part),
+        Axis(style.plain(unit) or style.unit_of(part), look={"nticks": 6}),
+        title,
+        chance_levels(x, [line for _, line in series]),
+    )
 
 
 def by_position(result: Result) -> go.Figure:
@@ -96,26 +161,18 @@ def by_position(result: Result) -> go.Figure:
             'drawn of "step" and "position", two or more of each: choose the rest with sel()'
         )
     result = result.sel(step=[step for step in result.labels["step"] if step != 0])
-    clock = Clock.of(result)
     values = np.moveaxis(result.values, result.axes.index("step"), 1)
     chance = np.inf if result.chance is None else float(np.nanmax(result.chance))
-    figure = go.Figure(
-        layout=style.layout(
-            result,
-            height=MAP_HEIGHT,
-            margin={"l": 66, "r": 24, "t": TOP, "b": BOTTOM},
-            xaxis=clock.axis(),
-            yaxis=style.axis("position", type="log", dtick=1, showgrid=False),
-        )
-    )
+    low, high = float(np.nanmin(values)), min(float(np.nanmax(values)), chance)
+    upwards = Axis("position", look={"type": "log", "dtick": 1, "showgrid": False})
+    panel = Panel(clock(result), upwards, MAP_HEIGHT)
+    scale = Scale(low, high, SEQUENTIAL, style.unit_of(result))
+    figure, _ = lay_out(result, [panel], scales=[scale])
     figure.add_heatmap(
         x=_edges(tokens_at(result)),
         y=_edges(np.array(result.labels["position"], dtype=np.float64)),
         z=values,
-        zmax=min(float(np.nanmax(values)), chance),
-        zmin=float(np.nanmin(values)),
-        colorscale=style.SEQUENTIAL,
-        colorbar=COLORBAR | {"title": {"text": style.words(str(result.unit)), "side": "right"}},
+        coloraxis="coloraxis",
         text=_readings(result),
         hovertemplate="%{text}<extra></extra>",
     )
@@ -124,13 +181,13 @@ def by_position(result: Result) -> go.Figure:
 
 def _readings(result: Result) -> list[list[str]]:
     frame = result.to_frame()
-    told = [
+    readings = [
         f"step {step}, position {position}: {rounded(value, error)}"
         for step, position, value, error in zip(
             frame["step"], frame["position"], frame["value"], frame["standard_error"], strict=True
         )
     ]
-    cells = np.reshape(np.array(told, dtype=object), result.values.shape)
+    cells = np.reshape(np.array(readings, dtype=object), result.values.shape)
     return np.moveaxis(cells, result.axes.index("step"), 1).tolist()
 
 
@@ -160,10 +217,11 @@ def training(result: Result) -> go.Figure:
     units: dict[str, list[Line]] = {}
     for number, measure in enumerate(map(str, result.labels["measure"])):
         part = result.sel(measure=measure)
-        words = style.words(measure)
-        look = style.SERIES[number % len(style.SERIES)]
+        words = style.plain(measure)
+        known = np.isfinite(part.values)
+        error = None if part.standard_error is None else part.standard_error[known]
         width = THIN if measure.startswith("train") else CURVE
-        line = Line(words, x, part.values, part.standard_error, look, width, legend=words)
-        units.setdefault(str(part.unit), []).append(line)
-    panels = [Panel("", unit, lines) for unit, lines in units.items()]
-    return stacked(result, panels, Clock("step", is_log=False))
+        line = Line(words, x[known], part.values[known], error, colour(number), width, legend=words)
+        units.setdefault(style.unit_of(part), []).append(line)
+    across = numbers("step", **COUNTS, rangemode="tozero")
+    return stacked(result, [Lines(lines, across, Axis(unit)) for unit, lines in units.items()])

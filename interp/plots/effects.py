@@ -1,56 +1,61 @@
 """Effects of interventions: what each unit does, each pair, and each unit at every position."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import plotly.graph_objects as go
 
 from interp.plots import curves, style
-from interp.plots.grids import grid, title, told
-from interp.results.result import Result
+from interp.plots.panels import Axis, Panel, lay_out
+from interp.plots.registry import Order, draws
+from interp.plots.tiles import Tiles, drawn
+from interp.results.result import Result, rounded
 
 MEASURES = ("estimate", "exact"), ("effect",)
-"""What is drawn: the first of these that a result has. Hovering tells the rest."""
+"""What is drawn: the first of these that a result has. Hovering shows the rest."""
 REMOVED = "removed"
 FEW = 6
 """So many units have a colour each."""
-
-# Pixels.
-TOP, RIGHT, BOTTOM, LEGEND_HEIGHT = 76, 24, 56, 26
-LETTER, ROW = 7.3, 22
 COLOURS = {"estimate": style.SERIES[1], "exact": style.SERIES[0], "effect": style.SERIES[0]}
 
+# Pixels.
+ROW, CELL_HEIGHT, CELL_WIDTH, WIDTH, READABLE = 22, 26, (3.0, 56.0), 760, 44
 
-def drawn(result: Result) -> list[str]:
+
+def measures_of(result: Result) -> list[str]:
     """The measures of an intervention that are drawn; none, if it is something else."""
     measures = result.labels.get("measure", ())
     names = next((names for names in MEASURES if set(names) <= set(measures)), ())
     return [name for name in names if np.isfinite(result.sel(measure=name).values).any()]
 
 
+@draws("position", order=Order.POSITION)
 def by_position(result: Result) -> go.Figure:
     """A curve; for the effects of several units, of each at every position, a grid.
 
     Raises:
         ValueError: an axis too many, or a position of a curve that is no number.
     """
-    units, measures = _units(result), drawn(result)
+    units, measures = _units(result), measures_of(result)
     if not measures or len(units) != 2:
         return curves.curve(result)
-    return grid(result, units[0], units[1], measures)
+    return _grid(result, units, measures)
 
 
+@draws("measure", order=Order.MEASURE)
 def by_unit(result: Result) -> go.Figure:
     """Bars of each measure; for more than a few units a row each, with its effect as a point.
 
     Units removed one after the other are joined by a line, from the first at the top. A grey band
-    is the range of the random draws that a unit was compared with. Hovering tells every measure.
+    is the range of the random draws that a unit was compared with. Hovering shows every measure.
     Effects of pairs, and of senders on receivers, are a grid.
 
     Raises:
         ValueError: an axis too many.
     """
-    units, measures = _units(result), drawn(result)
+    units, measures = _units(result), measures_of(result)
     if measures and len(units) == 2:
-        return grid(result, units[0], units[1], measures)
+        return _grid(result, units, measures)
     few = len(units) == 1 and len(result.labels[units[0]]) <= FEW and units[0] != REMOVED
     if not measures or len(units) != 1 or few:
         return curves.measures(result)
@@ -61,29 +66,68 @@ def _units(result: Result) -> list[str]:
     return [axis for axis in result.axes if axis != "measure"]
 
 
+def _unit(result: Result, measures: Sequence[str]) -> str:
+    """The unit of what is drawn, where there is one."""
+    units = {style.unit_of(result, name) for name in measures}
+    return units.pop() if len(units) == 1 else ""
+
+
+def _readings(result: Result, place: tuple[int, ...]) -> list[str]:
+    """Every measure that is known at a place, with its standard error."""
+    first = result.axes.index("measure")
+    values, errors = (
+        np.moveaxis(x, first, -1)[place] for x in (result.values, style.errors(result))
+    )
+    return [
+        f"{style.words(name)} {rounded(value, error)}"
+        for name, value, error in zip(result.labels["measure"], values, errors, strict=True)
+        if np.isfinite(value)
+    ]
+
+
+def _grid(result: Result, axes: Sequence[str], measures: Sequence[str]) -> go.Figure:
+    """A panel for each measure, rows and columns being two axes."""
+    across = axes[1]
+    rows, columns = (result.labels[axis] for axis in axes)
+    joint = " at " if across == "position" else ", "
+    hover = [
+        [
+            "<br>".join(
+                [f"<b>{style.words(f'{row}{joint}{column}')}</b>", *_readings(result, (i, j))]
+            )
+            for j, column in enumerate(columns)
+        ]
+        for i, row in enumerate(rows)
+    ]
+    cell = min(max(WIDTH / len(columns), CELL_WIDTH[0]), CELL_WIDTH[1])
+    tiles = [
+        Tiles(
+            values,
+            Axis(names=[style.plain(row) for row in rows]),
+            Axis(style.plain(across), columns),
+            hover,
+            style.plain(name),
+            unit=style.unit_of(result, name),
+            written=np.vectorize("{:z.2f}".format)(values) if cell > READABLE else None,
+        )
+        for name in measures
+        for values in [result.sel(measure=name).values]
+    ]
+    return drawn(
+        result, [[one] for one in tiles], (cell, CELL_HEIGHT), unit=_unit(result, measures)
+    )
+
+
 def _rows(result: Result, unit: str, measures: list[str]) -> go.Figure:
-    rows = [style.words(str(label)) for label in result.labels[unit]]
+    rows = [style.plain(label) for label in result.labels[unit]]
     if unit == REMOVED:
         rows[1:] = [f"and {row}" for row in rows[1:]]
-    left = max(60.0, 24 + LETTER * max(map(len, rows)))
-    named = len(measures) > 1
-    top = TOP + LEGEND_HEIGHT * named
-    hover = ["<br>".join([f"<b>{row}</b>", *told(result, (i,))]) for i, row in enumerate(rows)]
-    figure = go.Figure(
-        layout=style.layout(
-            result,
-            title={"text": title(result, measures)},
-            height=top + ROW * len(rows) + BOTTOM,
-            margin={"l": left, "r": RIGHT, "t": top, "b": BOTTOM},
-            showlegend=named,
-            legend=curves.LEGEND,
-            xaxis=style.axis(zeroline=True, zerolinecolor=style.QUIET, fixedrange=True),
-            yaxis=style.axis(
-                tickvals=[*range(len(rows))], ticktext=rows, range=(len(rows) - 0.5, -0.5),
-                fixedrange=True, automargin=False,
-            ),
-        )
-    )  # fmt: skip
+    hover = ["<br>".join([style.bold(row), *_readings(result, (i,))]) for i, row in enumerate(rows)]
+    look = {"zeroline": True, "zerolinecolor": style.QUIET, "fixedrange": True, "nticks": 8}
+    limits = {"range": (len(rows) - 0.5, -0.5), "showgrid": True}
+    panel = Panel(Axis(look=look), Axis(names=rows, look=limits), ROW * len(rows))
+    legend = [style.plain(name) for name in measures if len(measures) > 1]
+    figure, _ = lay_out(result, [panel], unit=_unit(result, measures), legend=legend)
     _add_random(figure, result)
     for number, name in enumerate(measures):
         part = result.sel(measure=name)

@@ -64,6 +64,11 @@ def short(name: str) -> str:
     return head or name.partition(" ")[2]
 
 
+def name_of(kind: str) -> str:
+    """What the legend calls a kind of edge."""
+    return f"{kind}-composition".lstrip("-")
+
+
 def draw(
     figure: go.Figure, names: Sequence[str], edges: Sequence[Edge], axes: Mapping[str, str]
 ) -> None:
@@ -86,8 +91,8 @@ def draw(
                 "shape": "spline",
                 "dash": "dot" if edge.broken else "solid",
             },
-            name=f"{edge.kind}-composition".lstrip("-"),
-            legendgroup=edge.kind,
+            name=style.text(name_of(edge.kind)),
+            legendgroup=style.text(edge.kind),
             legendrank="QKV".find(edge.kind),
             showlegend=any(edge is one for one in in_legend),
             text=[edge.hover] * len(x),
@@ -136,12 +141,12 @@ def _draw_nodes(
                 "color": style.INK,
             },
         },
-        text=[short(name) for name in names],
+        text=[style.text(short(name)) for name in names],
         textfont={
             "size": 11 if crowded <= 16 else 8,
             "color": [style.INK if name in used else style.QUIET for name in names],
         },
-        hovertext=[f"<b>{name}</b>" for name in names],
+        hovertext=[style.bold(name) for name in names],
         hoverinfo="text",
         cliponaxis=False,
         showlegend=False,

@@ -2,8 +2,7 @@
 
 import math
 import re
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,8 @@ import plotly.graph_objects as go
 
 from interp.plots import style
 from interp.plots.layered import HEIGHT, Box, Line, Link, layered
+from interp.plots.panels import NARROWEST, Axis, Panel, lay_out
+from interp.plots.registry import draws
 from interp.results.result import Result
 
 PLACE = re.compile(r"L(\d+)(?:H(\d+)|\.lag(\d+)|\.mlp)")
@@ -20,14 +21,12 @@ CHANNELS = ("q", "k", "v")
 INDUCTION, HELPER, OTHER = "#0062A0", "#00775A", "#6B6F78"
 COLOURS = {"q": style.SERIES[1], "k": style.SERIES[2], "v": style.SERIES[3], "": style.QUIET}
 
-# Pixels. A narrow page shows figures 352 wide without scrolling.
-TOP, LINE, SIDE, BOTTOM, NARROWEST = 68, 16, 8, 20, 352.0
-CHARACTER = 6.8
+SIDE = 8  # pixels
 WIDEST_LINE, NARROWEST_LINE = 6.0, 1.5
 
 READING = (
-    "Cutting a line changes the induction score by so much;",
-    "at logits and an induction head's v, the loss in nats.",
+    "Cutting a line changes the induction score by so much; "
+    "at logits and an induction head's v, the loss in nats."
 )
 
 
@@ -41,43 +40,30 @@ class _Edge:
     hover: str
 
 
+@draws("edge")
 def graph(result: Result) -> go.Figure:
     """Boxes for the parts and lines for the paths, as wide as what cutting them does.
 
     Queries, keys and values have a colour each. On a line stands by how much cutting it changes the
     induction score, for queries and keys and all that helpers read, or the loss in nats, for an
-    induction head's values and the logits. Hovering tells the 95 % interval and what random
+    induction head's values and the logits. Hovering shows the 95 % interval and what random
     directions do.
     """
     edges = _edges(result)
     places = layered([edge.link for edge in edges], _depth, CHANNELS)
-    width = max(NARROWEST, places.width + 2 * SIDE)
-    aside = (width - places.width) / 2
-    told = [*textwrap.wrap(style.origin(result), int(width / CHARACTER)), *READING]
-    top = TOP + LINE * len(told)
-    axes = {"visible": False, "fixedrange": True}
-    figure = go.Figure(
-        layout=style.layout(
-            result,
-            title={"text": _title(result, told), "pad": {"l": SIDE, "t": 16}},
-            width=width,
-            height=places.height + top + BOTTOM,
-            margin={"l": aside, "r": aside, "t": top, "b": BOTTOM},
-            xaxis={**axes, "range": (0, places.width)},
-            yaxis={**axes, "range": (0, places.height)},
-            showlegend=False,
-        )
+    aside = max(0.0, (NARROWEST - 2 * SIDE - places.width) / 2)
+    across, up = (
+        Axis(look={"visible": False, "showticklabels": False, "fixedrange": True, "range": limits})
+        for limits in ((-aside, places.width + aside), (0, places.height))
     )
+    panel = Panel(across, up, places.height, places.width + 2 * aside)
+    notes = [style.origin(result), READING]
+    figure, _ = lay_out(result, [panel], unit="", notes=notes, sides=(SIDE, SIDE))
     for edge, line in zip(edges, places.lines, strict=True):
         _draw_edge(figure, edge, line)
     for label, box in places.boxes.items():
         _draw_box(figure, box, *_look(label, result))
     return figure
-
-
-def _title(result: Result, told: Sequence[str]) -> str:
-    lines = "<br>".join(style.small(line) for line in told)
-    return f"<b>{style.words(result.name)}</b><br>{lines}"
 
 
 def _edges(result: Result) -> list[_Edge]:
@@ -90,13 +76,13 @@ def _edges(result: Result) -> list[_Edge]:
         row = {name: float(values[index]) for name, values in frame.items()}
         judged = "loss" if math.isnan(row["score"]) else "score"
         size = abs(row[judged]) / tops[judged]
-        hover = "<br>".join([f"<b>{label}</b>", *_told(row)])
+        hover = "<br>".join([style.bold(label), *_readings(row)])
         edges.append(_Edge(Link(sender, receiver, channel), row[judged], size, hover))
     return edges
 
 
-def _told(row: Mapping[str, float]) -> list[str]:
-    """What hovering over an edge tells, line by line."""
+def _readings(row: Mapping[str, float]) -> list[str]:
+    """What hovering over an edge shows, line by line."""
     lines = []
     for name, unit in (("score", "induction score"), ("loss", "loss, nats")):
         value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
@@ -122,17 +108,19 @@ def _depth(label: str) -> float:
 def _look(label: str, result: Result) -> tuple[str, str]:
     """What stands in a box, and its colour."""
     heads, helpers = (result.provenance.get(name, {}) for name in ("heads", "helpers"))
-    if label in heads:
-        return f"<b>{label}</b><br>induction {heads[label]:.2f}", INDUCTION
-    if label in helpers:
-        where, share = helpers[label]
-        return f"<b>{label}</b><br>{where.split()[0]} {share:.2f}", HELPER
     match = PLACE.fullmatch(label)
-    if match and match[3] is not None:
-        back = {"0": "current token", "1": "token before"}.get(match[3], f"{match[3]} tokens back")
-        return f"<b>{label}</b><br>{back}", HELPER
-    told = {"embed": "current token", "smear": "key before", "logits": "prediction"}.get(label, "")
-    return f"<b>{label}</b>" + (f"<br>{told}" if told else ""), OTHER
+    note, colour = {"embed": "current token", "smear": "key before"}.get(label, ""), OTHER
+    if label in heads:
+        note, colour = f"induction {heads[label]:.2f}", INDUCTION
+    elif label in helpers:
+        where, share = helpers[label]
+        note, colour = f"{where.split()[0]} {share:.2f}", HELPER
+    elif match and match[3] is not None:
+        back = {"0": "current token", "1": "token before"}
+        note, colour = back.get(match[3], f"{match[3]} tokens back"), HELPER
+    elif label == "logits":
+        note = "prediction"
+    return style.bold(label) + (f"<br>{style.text(note)}" if note else ""), colour
 
 
 def _draw_edge(figure: go.Figure, edge: _Edge, line: Line) -> None:
@@ -173,7 +161,7 @@ def _draw_box(figure: go.Figure, box: Box, text: str, colour: str) -> None:
     )
     letters = {channel: x for channel, x in box.channels.items() if channel}
     plain = {"showarrow": False, "align": "center"}
-    middle, white = box.y + (8 if letters else 0), {"color": "white", "size": 12}
+    middle, white = box.y + (6 if letters else 0), {"color": "white", "size": 12}
     figure.add_annotation(x=box.x, y=middle, text=text, font=white, **plain)
     for channel, x in letters.items():
         small = {"color": "white", "size": 10}

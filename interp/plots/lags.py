@@ -4,20 +4,36 @@ import numpy as np
 import plotly.graph_objects as go
 
 from interp.plots import pictures, style
-from interp.plots.heatmaps import _Scale as Scale
-from interp.plots.tiles import Table, Tiles, reading
-from interp.results.result import Result, rounded
+from interp.plots.curves import Line, Lines, colour, in_panels, numbers
+from interp.plots.panels import Axis
+from interp.plots.registry import draws
+from interp.plots.tiles import Tiles, drawn, written
+from interp.results.result import Label, Result
 
-PAIRS = Tiles(width=62, height=40, across="key", down="query")
-SMEARS = Tiles(width=66, height=28, slanted=True)
-CONVOLUTIONS = Tiles(width=84, height=32)
+PAIR, SMEAR, CONVOLUTION = (70, 40), (66, 28), (84, 32)
+"""Cells, in pixels."""
 CHANNELS = {"k": "keys", "q": "queries", "v": "values"}
 
 
+def _reading(value: Result) -> str:
+    """A single value with its standard error, and its chance level where there is one."""
+    known = (value.standard_error, value.chance)
+    return style.reading(float(value), *(np.nan if x is None else float(x) for x in known))
+
+
+def _measured(cell: Result) -> str:
+    """All measures of a cell, a line each."""
+    if "measure" not in cell.axes:
+        return _reading(cell)
+    measures = cell.labels["measure"]
+    return "<br>".join(f"{style.words(m)} {_reading(cell.sel(measure=m))}" for m in measures)
+
+
+@draws("query_lag")
 def pairs(result: Result) -> go.Figure:
     """A tile per pair of a query lag and a key lag, a panel per head.
 
-    With an axis "measure" its first measure is drawn, and hovering tells them all. With "query" and
+    With an axis "measure" its first measure is drawn, and hovering shows them all. With "query" and
     "key" each pair is a picture of its part in every score.
 
     Raises:
@@ -32,36 +48,34 @@ def pairs(result: Result) -> go.Figure:
             "key_lag, with head and measure beside them: choose the rest with sel()"
         )
     heads = result.labels.get("head", ("",))
-    tables = [
-        _pairs_of(result.sel(head=head) if "head" in axes else result, str(head)) for head in heads
-    ]
-    scale = Scale.of(np.concatenate([table.values.ravel() for table in tables]))
-    return PAIRS.figure(result, tables, scale)
+    parts = [result.sel(head=head) if "head" in axes else result for head in heads]
+    tiles = [_pairs_of(part, str(head)) for head, part in zip(heads, parts, strict=True)]
+    return drawn(result, tiles, PAIR)
 
 
-def _pairs_of(result: Result, head: str) -> Table:
+def _pairs_of(result: Result, head: str) -> Tiles:
     rows, columns = (result.labels[axis] for axis in ("query_lag", "key_lag"))
-    measures = result.labels.get("measure", ())
+    first = result.labels["measure"][0] if "measure" in result.axes else None
     cells = {(i, j): result.sel(query_lag=i, key_lag=j) for i in rows for j in columns}
-    drawn = [cell.sel(measure=measures[0]) if measures else cell for cell in cells.values()]
-
-    def told(cell: Result) -> str:
-        if not measures:
-            return reading(cell)
-        lines = (f"{style.words(str(m))} {reading(cell.sel(measure=m))}" for m in measures)
-        return "<br>".join(lines)
-
+    values = [float(cell if first is None else cell.sel(measure=first)) for cell in cells.values()]
+    hover = [
+        f"{style.bold(head)} query {style.text(i)}, key {style.text(j)}<br>{_measured(cell)}"
+        for (i, j), cell in cells.items()
+    ]
     shape = (len(rows), len(columns))
-    hover = [f"<b>{head}</b> query {i}, key {j}<br>{told(cell)}" for (i, j), cell in cells.items()]
-    return Table(
+    return Tiles(
+        np.reshape(values, shape),
+        Axis("query", [*map(str, rows)]),
+        Axis("key", [*map(str, columns)]),
+        np.reshape(np.array(hover, object), shape),
         head,
-        [*map(str, rows)],
-        [*map(str, columns)],
-        np.array([float(cell) for cell in drawn]).reshape(shape),
-        np.array(hover).reshape(shape),
+        unit=style.unit_of(result, first),
+        written=[*map(written, values)],
+        is_grey=True,
     )
 
 
+@draws(("channel", "measure"))
 def smears(result: Result) -> go.Figure:
     """A table per channel, heads by measures. Each kind of number has a colour scale of its own.
 
@@ -76,35 +90,25 @@ def smears(result: Result) -> go.Figure:
             'and measure: keep them with sel(channel=["k"])'
         )
     tables = [_smears_of(result, str(channel)) for channel in result.labels["channel"]]
-    return SMEARS.figure(result, tables, Scale(-1.0, 1.0, style.DIVERGING))
+    return drawn(result, tables, SMEAR)
 
 
-def _smears_of(result: Result, channel: str) -> Table:
+def _smears_of(result: Result, channel: str) -> Tiles:
     panel = result.sel(channel=channel)
     why = result.provenance.get("undefined", {})
-    # A measure that this channel does not have is left out; one that is undefined tells why.
+    # A measure that this channel does not have is left out; one that is undefined says why.
     explained = {name.split()[-1] for name in why if name.startswith(f"{channel} ")}
     columns = zip(panel.labels["measure"], panel.values.T, strict=True)
     measures = [m for m, column in columns if np.isfinite(column).any() or m in explained]
-    panel = panel.sel(measure=measures)
-    largest = np.abs(np.nan_to_num(panel.values)).max(axis=0)
-
-    def told(head: str, measure: str) -> str:
-        name = f"<b>{head}</b> {style.words(measure)}"
-        text = reading(panel.sel(head=head, measure=measure))
-        return "<br>".join(filter(None, [f"{name} {text}", why.get(f"{channel} {head} {measure}")]))
-
-    heads = [str(head) for head in panel.labels["head"]]
-    return Table(
-        CHANNELS.get(channel, channel),
-        heads,
-        [style.words(str(m)) for m in measures],
-        panel.values,
-        np.array([[told(head, str(m)) for m in measures] for head in heads]),
-        (panel.values / np.maximum(largest, 1.0)).clip(-1, 1),
-    )
+    reasons = {
+        (head, measure): why.get(f"{channel} {head} {measure}", "")
+        for head in panel.labels["head"]
+        for measure in measures
+    }
+    return _table(panel.sel(measure=measures), "head", CHANNELS.get(channel, channel), "", reasons)
 
 
+@draws("conv")
 def convolutions(result: Result) -> go.Figure:
     """A table per convolution, lags by measures, each measure coloured up to its own largest.
 
@@ -116,28 +120,38 @@ def convolutions(result: Result) -> go.Figure:
             f"{result.name} has the axes {result.axes}; a table of convolutions takes conv, lag "
             'and measure: keep them with sel(conv=["L0"])'
         )
-    tables = [_convolution_of(result.sel(conv=conv), str(conv)) for conv in result.labels["conv"]]
-    return CONVOLUTIONS.figure(result, tables, Scale(-1.0, 1.0, style.DIVERGING))
+    tables = [
+        _table(result.sel(conv=conv), "lag", str(conv), f"{conv} ", {})
+        for conv in result.labels["conv"]
+    ]
+    return drawn(result, tables, CONVOLUTION)
 
 
-def _convolution_of(panel: Result, conv: str) -> Table:
-    lags, measures = ([str(label) for label in panel.labels[axis]] for axis in ("lag", "measure"))
-
-    def told(lag: str, measure: str) -> str:
-        text = reading(panel.sel(lag=lag, measure=measure))
-        return f"<b>{conv} {lag}</b> {style.words(measure)} {text}"
-
+def _table(
+    panel: Result, down: str, title: str, lead: str, reasons: dict[tuple[Label, Label], str]
+) -> Tiles:
+    """Rows by measures, each measure in shades up to its largest, if that is more than 1."""
+    rows, measures = panel.labels[down], panel.labels["measure"]
     largest = np.abs(np.nan_to_num(panel.values)).max(axis=0)
-    return Table(
-        conv,
-        lags,
-        [style.words(measure) for measure in measures],
+
+    def hover(row: Label, measure: Label) -> str:
+        reading = _reading(panel.sel(**{down: row, "measure": measure}))
+        line = f"{style.bold(f'{lead}{row}')} {style.words(measure)} {reading}"
+        return "<br>".join(filter(None, [line, style.text(reasons.get((row, measure), ""))]))
+
+    return Tiles(
         panel.values,
-        np.array([[told(lag, measure) for measure in measures] for lag in lags]),
-        panel.values / np.maximum(largest, 1.0),
+        Axis("", rows),
+        Axis("", [style.plain(measure) for measure in measures]),
+        [[hover(row, measure) for measure in measures] for row in rows],
+        title,
+        written=[written(value) for value in panel.values.flat],
+        shades=panel.values / np.maximum(largest, 1.0),
+        is_grey=True,
     )
 
 
+@draws("rank")
 def spectra(result: Result) -> go.Figure:
     """The singular values of each lag, falling.
 
@@ -146,27 +160,10 @@ def spectra(result: Result) -> go.Figure:
     """
     if result.axes != ("lag", "rank"):
         raise ValueError(f"{result.name} has the axes {result.axes}; a spectrum has lag and rank")
-    figure = go.Figure(
-        layout=style.layout(
-            result,
-            height=400,
-            margin={"l": 66, "r": 24, "t": 92, "b": 58},
-            xaxis=style.axis("rank", showgrid=False, showline=True, linecolor=style.FAINT),
-            yaxis=style.axis(style.words(str(result.unit)), rangemode="tozero"),
-            hovermode="x unified",
-            legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"},
-            showlegend=True,
-        )
-    )
-    for number, lag in enumerate(result.labels["lag"]):
-        line = result.sel(lag=lag)
-        figure.add_scatter(
-            x=result.labels["rank"],
-            y=line.values,
-            name=str(lag),
-            mode="lines",
-            line={"color": style.SERIES[number % len(style.SERIES)], "width": 2},
-            text=[rounded(value) for value in line.values],
-            hovertemplate="%{text}",
-        )
-    return figure
+    ranks = np.array(result.labels["rank"], dtype=np.float64)
+    lines = [
+        Line(str(lag), ranks, result.sel(lag=lag).values, None, colour(number), legend=str(lag))
+        for number, lag in enumerate(result.labels["lag"])
+    ]
+    unit = Axis(style.unit_of(result), look={"rangemode": "tozero"})
+    return in_panels(result, [Lines(lines, numbers("rank"), unit)])

@@ -1,22 +1,20 @@
 """When it happens: a curve with its phase change shaded, and intervals in tokens, row by row."""
 
 import math
-import textwrap
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
-import numpy as np
 import plotly.graph_objects as go
 
 from interp.plots import style
-from interp.plots.curves import BOTTOM, TOP
-from interp.plots.development import steps
+from interp.plots.development import with_notes
+from interp.plots.panels import Axis, Panel, lay_out
+from interp.plots.registry import Order, draws
 from interp.plots.runs import kind_of, looks_of
 from interp.results.result import Result
 
 WINDOW, SPREAD = 0.26, 0.10  # opacity of the window, and of what its ends' intervals add
-ROW_HEIGHT = 54  # pixels
-NOTE_WIDTH, NOTE_LINE = 52, 18  # characters that fit beside a phone's edge; pixels
+ROW = 62  # pixels
 MOMENTS = ("start", "end")
 
 
@@ -30,6 +28,7 @@ def shaded(result: Result, change: Result) -> go.Figure:
     Raises:
         ValueError: axes other than these, or a phase change of several scores.
 
+    >>> import numpy as np
     >>> curve = Result("score", np.array([0, 0, 1]), ("step",), {"step": (1, 10, 100)})
     >>> from interp.analysis import phase_change
     >>> len(shaded(curve, phase_change(curve)).layout.shapes)
@@ -47,24 +46,18 @@ def shaded(result: Result, change: Result) -> go.Figure:
             f'{result.name} has the axes {result.axes}; one score over "step" is shaded: choose it '
             "with sel()"
         )
-    figure = steps(result)
     times = {name: _times(change.sel(measure=name)) for name in MOMENTS}
     (start, first, _), (end, _, last) = times["start"], times["end"]
     if math.isnan(start):
         note = f"no phase change: {change.provenance.get('no_change', 'none was found')}"
-    else:
-        note = f"80 % of the change from {_short(start)} to {_short(end)} {_clock(change)}"
-        spans = ((start, end, WINDOW), (first, start, SPREAD), (end, last, SPREAD))
-        for left, right, opacity in spans:
-            if left < right:
-                _shade(figure, left, right, opacity)
-    lines, layout = textwrap.wrap(note, NOTE_WIDTH), cast(Any, figure.layout)
-    more = NOTE_LINE * len(lines)
-    return figure.update_layout(
-        title={"text": "<br>".join([layout.title.text, *map(style.small, lines)])},
-        margin={"t": layout.margin.t + more},
-        height=layout.height + more,
-    )
+        return with_notes(result, [note])
+    note = f"80 % of the change from {_short(start)} to {_short(end)} {_clock(change)}"
+    figure = with_notes(result, [note])
+    spans = ((start, end, WINDOW), (first, start, SPREAD), (end, last, SPREAD))
+    for left, right, opacity in spans:
+        if left < right:
+            _shade(figure, left, right, opacity)
+    return figure
 
 
 def _shade(figure: go.Figure, left: float, right: float, opacity: float) -> None:
@@ -97,6 +90,7 @@ def _short(number: float) -> str:
     return f"{number:.3g}"
 
 
+@draws("interval", order=Order.CLOCK)
 def intervals(result: Result) -> go.Figure:
     """When each kind of model gets there, or when each curve changes: a row each, on a log axis.
 
@@ -126,12 +120,20 @@ def intervals(result: Result) -> go.Figure:
         colours = [colour for colour, _ in looks_of([kind_of(name) for name in names])]
         drawn = zip(range(len(names)), parts, names, colours, strict=True)
         rows = [_reaching(*row, edge=right) for row in drawn]
-    ticks = [
-        f"{style.words(str(label))}<br>{style.small(row.reading)}"
-        for label, row in zip(labels, rows, strict=True)
-    ]
-    traces = [trace for row in rows for trace in row.traces]
-    return go.Figure(traces, layout=_layout(result, ticks, (left, right)))
+    panel = Panel(
+        _axis(_clock(result), left, right),
+        Axis(
+            names=[style.plain(label) for label in labels],
+            notes=[row.reading for row in rows],
+            look={"range": (len(rows) - 0.5, -0.5), "ticklabelstandoff": 10},
+        ),
+        ROW * len(rows),
+    )
+    known = result.provenance
+    about = style.plain(f"{known['measure']} of {known['score']:g}") if "score" in known else ""
+    figure, _ = lay_out(result, [panel], unit="", notes=[about or style.origin(result)])
+    figure.add_traces([trace for row in rows for trace in row.traces])
+    return figure
 
 
 class _Row(NamedTuple):
@@ -176,7 +178,7 @@ def _reading(
         return f"not reached by {never} of {runs} runs within {_short(last)}"
     reading = estimate
     if not math.isnan(times[1]):
-        share = "" if coverage is None else f", {100 * coverage:.0f} %"
+        share = "" if coverage is None else f", {100 * coverage:.0f}\N{NO-BREAK SPACE}%"
         between = f"{low} or more" if math.isinf(times[2]) else f"{low} to {high}"
         reading += f" ({between}{share})"
     return f"{reading}; not reached by {never} of {runs} runs" if never else reading
@@ -212,26 +214,15 @@ def _limits(result: Result) -> tuple[float, float]:
     return min(known) / 1.5, max(known) * (3 if math.inf in times else 1.5)
 
 
-def _layout(result: Result, ticks: Sequence[str], limits: tuple[float, float]) -> go.Layout:
-    known = result.provenance
-    about = f"{known['measure']} of {known['score']:g}" if "score" in known else ""
-    note = style.words(about) or style.origin(result)
-    low, high = np.log10(limits)
+def _axis(title: str, left: float, right: float) -> Axis:
+    """A logarithmic axis of counts, with as many numbers as have room."""
+    low, high = math.log10(left), math.log10(right)
+    decades = high - low
+    steps = (1,) if decades > 3 else (1, 3) if decades > 1.5 else (1, 2, 5)
+    steps = steps if decades > 0.7 else range(1, 10)
     powers = range(math.floor(low), math.ceil(high))
-    steps = (1,) if high - low > 3 else (1, 3) if high - low > 1.5 else (1, 2, 5)
     places = [digit * 10.0**power for power in powers for digit in steps]
-    return style.layout(
-        result,
-        title={"text": f"<b>{style.words(result.name)}</b><br>{style.small(note)}"},
-        height=TOP + ROW_HEIGHT * len(ticks) + BOTTOM,
-        margin={"l": 24, "r": 24, "t": TOP, "b": BOTTOM},
-        showlegend=False,
-        xaxis=style.axis(
-            _clock(result), type="log", range=(low, high),
-            tickvals=places, ticktext=[_short(place) for place in places],
-        ),
-        yaxis=style.axis(
-            tickvals=list(range(len(ticks))), ticktext=ticks, range=(len(ticks) - 0.5, -0.5),
-            showgrid=False, fixedrange=True, ticklabelstandoff=10,
-        ),
-    )  # fmt: skip
+    texts = [_short(place) for place in places]
+    return Axis(
+        title, look={"type": "log", "range": (low, high), "tickvals": places, "ticktext": texts}
+    )

@@ -1,41 +1,25 @@
 """Matrices as pictures: the weights of each lag, a head's scores split over pairs of lags."""
 
-import html
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from interp.plots import style
-from interp.plots.heatmaps import _Scale as Scale
+from interp.plots.panels import Axis
+from interp.plots.registry import Order, draws
+from interp.plots.tiles import Tiles, drawn
 from interp.results.result import Result, rounded
 
-# Pixels.
-TOP, BOTTOM, LEFT, RIGHT = 92, 96, 70, 24
-GAP, TITLE = 14, 22
-SIDE, SMALL_SIDE, ROW, NARROWEST = 300, 190, 34, 460
+SIDE, SMALL_SIDE, ROW = 270, 190, 34  # pixels
 FINEST = 128
 """Cells along one side: of more, each shows the largest of a block."""
+NAMED = 8
+"""So many rows have their names beside them."""
 
 
-Panels = Sequence[Sequence[tuple[str, np.ndarray]]]
-"""Rows of pictures, each with its title."""
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """How pictures of one kind are drawn: their size in pixels, and what their axes mean."""
-
-    width: int
-    height: int
-    across: str
-    down: str
-    columns: Sequence[str]
-    rows: Sequence[str]
-
-
+@draws("lag", order=Order.SHARED)
 def weights(result: Result) -> go.Figure:
     """The matrix of each lag, side by side on one scale; a depthwise convolution's as one row each.
 
@@ -46,17 +30,18 @@ def weights(result: Result) -> go.Figure:
     """
     lags = [f"lag {lag}" for lag in result.labels["lag"]] if "lag" in result.axes else []
     if result.axes == ("lag", "channel"):
-        channels = [str(channel) for channel in result.labels["channel"]]
-        frame = _Frame(2 * SIDE, ROW * len(lags), "channel", "", channels, lags)
-        return _figure(result, [[("", result.values)]], frame)
+        rows, columns = Axis("", lags), Axis("channel", result.labels["channel"])
+        tiles = _picture(result, "", result.values, rows, columns)
+        return drawn(result, [tiles], _cells(tiles, 2 * SIDE, ROW * len(lags)))
     if result.axes != ("lag", "input", "output"):
         raise ValueError(
             f"{result.name} has the axes {result.axes}; a picture of weights takes lag, input and "
             "output: keep them with sel(lag=[...])"
         )
-    outputs, inputs = ([str(x) for x in result.labels[axis]] for axis in ("output", "input"))
-    frame = _Frame(SIDE, SIDE, "output", "input", outputs, inputs)
-    return _figure(result, [list(zip(lags, result.values, strict=True))], frame)
+    rows, columns = (Axis(axis, result.labels[axis]) for axis in ("input", "output"))
+    pairs = zip(lags, result.values, strict=True)
+    tiles = [_picture(result, lag, values, rows, columns) for lag, values in pairs]
+    return drawn(result, tiles, _cells(tiles[0], SIDE, SIDE))
 
 
 def scores(result: Result) -> go.Figure:
@@ -74,14 +59,49 @@ def scores(result: Result) -> go.Figure:
         )
     rows, values = _gathered(result.labels["query_lag"], result.values)
     columns, values = _gathered(result.labels["key_lag"], values.swapaxes(0, 1))
-    values = values.swapaxes(0, 1)
-    panels = [
-        [(f"query {row}, key {column}", values[i, j]) for j, column in enumerate(columns)]
+    values, words = values.swapaxes(0, 1), _words(result)
+    tiles = [
+        [
+            _picture(
+                result,
+                f"query {row}, key {column}",
+                values[i, j],
+                Axis("query", words),
+                Axis("key" if i == len(rows) - 1 else "", words),
+            )
+            for j, column in enumerate(columns)
+        ]
         for i, row in enumerate(rows)
     ]
+    return drawn(result, tiles, _cells(tiles[0][0], SMALL_SIDE, SMALL_SIDE), **_of_head(result))
+
+
+def outputs(result: Result) -> go.Figure:
+    """How much of what a head writes at each query comes from each value lag: the length of it.
+
+    Raises:
+        ValueError: not the axes "value_lag", "query" and "d_model".
+    """
+    if result.axes != ("value_lag", "query", "d_model"):
+        raise ValueError(
+            f"{result.name} has the axes {result.axes}; split outputs have value_lag, query and "
+            "d_model"
+        )
+    rows, values = _gathered(result.labels["value_lag"], result.values)
+    lengths = np.linalg.norm(values, axis=-1)
+    tiles = _picture(result, "length", lengths, Axis("", rows), Axis("query", _words(result)))
+    return drawn(result, [tiles], _cells(tiles, 2 * SIDE, ROW * len(rows)), **_of_head(result))
+
+
+def _words(result: Result) -> list[str]:
     shown = result.provenance.get("words", result.labels["query"])
-    words = [html.escape(f"{place} {word!r}") for place, word in enumerate(shown)]
-    return _figure(result, panels, _Frame(SMALL_SIDE, SMALL_SIDE, "key", "query", words, words))
+    return [f"{place} {word!r}" for place, word in enumerate(shown)]
+
+
+def _of_head(result: Result) -> dict[str, Any]:
+    """The heading of what belongs to one head."""
+    head = result.provenance.get("head")
+    return {} if head is None else {"name": f"{result.name} of {head}"}
 
 
 def _gathered(labels: Sequence[Any], values: np.ndarray) -> tuple[list[str], np.ndarray]:
@@ -93,33 +113,32 @@ def _gathered(labels: Sequence[Any], values: np.ndarray) -> tuple[list[str], np.
     return [*lags, "constants"], np.concatenate([values[: len(lags)], constants])
 
 
-def _figure(result: Result, panels: Panels, frame: _Frame) -> go.Figure:
-    """Rows of pictures on one scale, under the name of the head if they are of one."""
-    if "head" in result.provenance:
-        result = replace(result, name=f"{result.name} of {result.provenance['head']}")
-    n_rows, n_columns = len(panels), max(len(row) for row in panels)
-    plot_width = n_columns * (frame.width + GAP) - GAP
-    plot_height = n_rows * (frame.height + TITLE) - TITLE
-    pooled = [[(title, _pooled(values)) for title, values in row] for row in panels]
-    everything = np.concatenate([values.ravel() for row in pooled for _, values in row])
-    width = max(NARROWEST, LEFT + plot_width + RIGHT)
-    figure = go.Figure(
-        layout=style.layout(
-            result,
-            width=width,
-            height=TOP + plot_height + BOTTOM,
-            margin={"l": LEFT, "r": width - LEFT - plot_width, "t": TOP, "b": BOTTOM},
-            coloraxis=Scale.of(everything).axis(),
-        )
+def _picture(result: Result, title: str, values: np.ndarray, rows: Axis, columns: Axis) -> Tiles:
+    """One matrix; few rows are named, and hovering names the row and column of every cell."""
+    values = _pooled(values)
+    down, across = (_blocks([str(name) for name in axis.names or ()]) for axis in (rows, columns))
+    lead = f"{style.bold(title)} {style.text(rows.title)}"
+    hover = [
+        [
+            f"{lead} {style.text(row)}, {style.text(columns.title)} {style.text(column)}"
+            f"<br>{rounded(values[i, j])}"
+            for j, column in enumerate(across)
+        ]
+        for i, row in enumerate(down)
+    ]
+    return Tiles(
+        values.round(6),
+        Axis(rows.title, down, shown=len(down) <= NAMED),
+        Axis(columns.title, across, shown=False),
+        hover,
+        title,
+        unit=style.unit_of(result),
     )
-    for i, row in enumerate(pooled):
-        for j, (title, values) in enumerate(row):
-            left, top = j * (frame.width + GAP), i * (frame.height + TITLE)
-            x = [left / plot_width, min(1.0, (left + frame.width) / plot_width)]
-            y = [max(0.0, 1 - (top + frame.height) / plot_height), 1 - top / plot_height]
-            edges = (i == n_rows - 1, j == 0)
-            _draw(figure, i * n_columns + j, title, values, frame, (x, y), edges)
-    return figure
+
+
+def _cells(tiles: Tiles, width: float, height: float) -> tuple[float, float]:
+    n_rows, n_columns = tiles.values.shape
+    return width / n_columns, height / n_rows
 
 
 def _pooled(values: np.ndarray) -> np.ndarray:
@@ -138,70 +157,9 @@ def _starts(n: int) -> list[int]:
     return list(range(0, n, -(-n // FINEST)))
 
 
-def _names(names: Sequence[str]) -> list[str]:
-    """One per cell: the name itself, or the first and last of the block."""
+def _blocks(names: Sequence[str]) -> list[str]:
+    """One name per cell: the name itself, or the first and last of the block."""
     starts = _starts(len(names))
     ends = [*starts[1:], len(names)]
     pairs = zip(starts, ends, strict=True)
     return [names[a] if b - a == 1 else f"{names[a]} to {names[b - 1]}" for a, b in pairs]
-
-
-def _draw(
-    figure: go.Figure,
-    number: int,
-    title: str,
-    values: np.ndarray,
-    frame: _Frame,
-    place: tuple[list[float], list[float]],
-    edges: tuple[bool, bool],
-) -> None:
-    """One picture; only those at the bottom and at the left name their axes."""
-    suffix, (x, y), (lowest, leftmost) = str(number + 1) if number else "", place, edges
-    rows, columns = _names(frame.rows), _names(frame.columns)
-    caption = f"<b>{html.escape(title)}</b> {frame.down}"
-
-    def told(i: int, j: int) -> str:
-        return f"{caption} {rows[i]}, {frame.across} {columns[j]}<br>{rounded(values[i, j])}"
-
-    hover = [[told(i, j) for j in range(len(columns))] for i in range(len(rows))]
-    figure.add_heatmap(
-        z=values.round(6), coloraxis="coloraxis", text=hover, hoverongaps=False,
-        hovertemplate="%{text}<extra></extra>", xaxis=f"x{suffix}", yaxis=f"y{suffix}",
-    )  # fmt: skip
-    few = len(frame.rows) <= 8
-    ticks = {"tickvals": [*range(len(rows))], "ticktext": frame.rows} if few else {"nticks": 6}
-    quiet = {"showgrid": False, "fixedrange": True}
-    figure.update_layout(
-        {
-            f"xaxis{suffix}": style.axis(
-                frame.across if lowest else "", domain=x, anchor=f"y{suffix}",
-                showticklabels=False, **quiet,
-            ),
-            f"yaxis{suffix}": style.axis(
-                frame.down if leftmost else "", domain=y, anchor=f"x{suffix}", autorange="reversed",
-                showticklabels=few and leftmost, **ticks, **quiet,
-            ),
-        }
-    )  # fmt: skip
-    figure.add_annotation(
-        text=html.escape(title), showarrow=False, x=x[0], xref="paper", xanchor="left",
-        y=y[1], yref="paper", yanchor="bottom",
-    )  # fmt: skip
-
-
-def outputs(result: Result) -> go.Figure:
-    """How much of what a head writes at each query comes from each value lag: the length of it.
-
-    Raises:
-        ValueError: not the axes "value_lag", "query" and "d_model".
-    """
-    if result.axes != ("value_lag", "query", "d_model"):
-        raise ValueError(
-            f"{result.name} has the axes {result.axes}; split outputs have value_lag, query and "
-            "d_model"
-        )
-    rows, values = _gathered(result.labels["value_lag"], result.values)
-    shown = result.provenance.get("words", result.labels["query"])
-    words = [html.escape(f"{place} {word!r}") for place, word in enumerate(shown)]
-    frame = _Frame(2 * SIDE, ROW * len(rows), "query", "", words, rows)
-    return _figure(result, [[("length", np.linalg.norm(values, axis=-1))]], frame)

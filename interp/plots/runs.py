@@ -8,7 +8,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from interp.plots import style
-from interp.plots.panels import Clock, Line, Panel, after_zero, chances, stacked, tokens_at
+from interp.plots.curves import Line, Lines
+from interp.plots.development import after_zero, chance_levels, clock, stacked, tokens_at
+from interp.plots.panels import Axis
 from interp.results.result import Result
 
 RUN, MEDIAN = 0.9, 3.2  # widths of lines
@@ -34,7 +36,7 @@ def runs(
 
     Args:
         panels: by its title, what a panel shows: one score over "step" for each run.
-        by: what tells kinds of models apart: a key of the provenance. By default "member", what a
+        by: what sets kinds of models apart: a key of the provenance. By default "member", what a
             suite calls them, or else "architecture".
         title: of the figure.
 
@@ -61,15 +63,13 @@ def runs(
     looks = dict(zip(kinds, looks_of(kinds), strict=True))
     drawn = [_runs_panel(name, part, by, looks) for name, part in panels.items()]
     seeds = len({run.provenance.get("run", id(run)) for run in everything})
-    note = style.small(f"{seeds} runs: thin lines; bold: the median of each kind")
-    return stacked(
-        everything[0], drawn, Clock.of(everything[0]), f"<b>{style.words(title)}</b><br>{note}"
-    )
+    note = f"{seeds} runs: thin lines; bold: the median of each kind"
+    return stacked(everything[0], drawn, name=title, unit="", notes=[note])
 
 
 def _runs_panel(
     title: str, part: Sequence[Result], by: str, looks: Mapping[str, tuple[str, str]]
-) -> Panel:
+) -> Lines:
     thin, bold = [], []
     for kind, (colour, dash) in looks.items():
         mine = [run for run in part if kind_of(run.provenance[by]) == kind]
@@ -78,14 +78,12 @@ def _runs_panel(
         thin += [Line("", x, y, colour=colour_of_run, width=RUN, dash=dash) for x, y in curves]
         if curves:
             x, y = _median(curves)
-            bold.append(
-                Line(kind, x, y, colour=colour, width=MEDIAN, dash=dash, legend=style.words(kind))
-            )
-    units = {str(run.unit) for run in part}
-    unit = units.pop() if len(units) == 1 else ""
+            bold.append(Line(kind, x, y, colour=colour, width=MEDIAN, dash=dash, legend=kind))
+    units = {style.unit_of(run) for run in part}
+    unit = Axis(units.pop() if len(units) == 1 else "", look={"nticks": 6})
     longest = max(part, key=lambda run: tokens_at(run)[-1])
-    levels = chances(tokens_at(longest), [("", longest)])
-    return Panel(style.words(title), unit, [*thin, *bold], levels)
+    levels = chance_levels(tokens_at(longest), [longest])
+    return Lines([*thin, *bold], clock(longest), unit, style.plain(title), levels)
 
 
 def _median(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,73 +1,140 @@
 """How every figure looks: one type face, one ink, few lines, colours for every kind of sight."""
 
 import html
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any
+from unicodedata import east_asian_width
 
+import numpy as np
 import plotly.graph_objects as go
 
-from interp.results.result import Result
+from interp.results.result import Result, rounded
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 INK = "#1f2430"
+LETTER = 0.57
+"""The width of a letter in running text, as a share of its height."""
 # Half-transparent greys and no background: a figure sits on a light page as well as on a dark one.
 FAINT = "rgba(128,128,128,0.22)"
 QUIET = "#7a7a7a"
 # Okabe and Ito (2008), less the yellow and the black.
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-# cmocean's "dense" on white: even steps of lightness, from nothing to dark.
-SEQUENTIAL = (
-    "#f4f8f9", "#bfdde5", "#9cc9e2", "#81b4e3", "#739ae4", "#757fdd",
-    "#7864ca", "#774aaf", "#71328d", "#641f68", "#501442", "#360e24",
-)  # fmt: skip
-# Blue below zero, red above (Crameri's "vik", thinned out): equal steps on both sides.
-DIVERGING = (
-    "#00215f", "#10508c", "#4f8cb5", "#a3c7d9", "#f3f1ee",
-    "#e3b99f", "#cd8157", "#a64a14", "#590008",
-)  # fmt: skip
 
 
-def layout(result: Result, **more: Any) -> go.Layout:
-    """A layout under the result's name and unit and, in small print, what the numbers come from."""
-    unit = f", {words(result.unit)}" if result.unit and isinstance(result.unit, str) else ""
+def layout(**more: Any) -> go.Layout:
+    """What all figures have in common; `interp.plots.panels` adds the title and the places."""
     base = go.Layout(
         template="none",
-        title={
-            "text": f"<b>{words(result.name)}</b>{unit}<br>{small(origin(result))}",
-            "font": {"size": 16},
-            "x": 0,
-            "xref": "container",
-            "xanchor": "left",
-            "y": 1,
-            "yref": "container",
-            "yanchor": "top",
-            "pad": {"l": 16, "t": 16},
-        },
         font={"family": FONT, "size": 13, "color": INK},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        hoverlabel={"bgcolor": INK, "bordercolor": INK, "font": {"family": FONT, "color": "white"}},
+        hoverlabel={
+            "bgcolor": INK,
+            "bordercolor": INK,
+            "font": {"family": FONT, "color": "white"},
+            "namelength": -1,  # plotly cuts names after 15 letters
+        },
         modebar={
             "bgcolor": "rgba(0,0,0,0)",
             "color": FAINT,
             "activecolor": QUIET,
             # plotly.js 4 offers to upload the data; a figure here never leaves the machine.
-            "remove": ["sendChartToCloud", "select2d", "lasso2d", "autoScale2d"],
+            # Two buttons stay: on a phone more would lie on the title. Dragging zooms in.
+            "remove": [
+                "sendChartToCloud",
+                "select2d",
+                "lasso2d",
+                "autoScale2d",
+                "zoom2d",
+                "pan2d",
+                "zoomIn2d",
+                "zoomOut2d",
+            ],
         },
         colorway=SERIES,
     )
     return base.update(more)
 
 
-def small(text: str) -> str:
-    """Small print inside a figure's text."""
-    return f'<span style="font-size:12px;color:{QUIET}">{text}</span>'
+def text(label: object) -> str:
+    """Any label as plotly shows it letter by letter: no markup, no link, no formula.
+
+    Plotly reads a few tags of HTML in every text that it draws, and formulas between dollars where
+    MathJax is there. Whatever comes from a result passes through here.
+
+    >>> text("<b>"), text("$x$")
+    ('&lt;b&gt;', '&#36;x&#36;')
+    """
+    return html.escape(str(label), quote=False).replace("$", "&#36;")
+
+
+def words(name: object) -> str:
+    """A name in plain words, safe in a figure's text: "copy_loss" becomes "copy loss"."""
+    return text(plain(name))
+
+
+def plain(name: object) -> str:
+    """A name in plain words, not yet safe in a figure."""
+    return str(name).replace("_", " ")
+
+
+def token(label: object, longest: int | None = None) -> str:
+    """A token as text in a figure: its blanks visible, and no markup; cut short for an axis.
+
+    >>> token(" the"), token("interpretability", 8)
+    ('␣the', 'interpr…')
+    """
+    return text(shortened(marked(label), longest))
+
+
+def marked(label: object) -> str:
+    """A token with all its blanks visible, the one it begins with too, as plain text."""
+    shown = visible(label)
+    return "␣" + shown[1:] if shown.startswith(" ") else shown
+
+
+def visible(label: object) -> str:
+    """A token that is not empty to look at, as plain text; a number as it is."""
+    shown = str(label).replace("\n", "↵").replace("\t", "⇥")
+    return shown if shown.strip() else "␣" * len(shown)
+
+
+def shortened(plain: str, longest: int | None) -> str:
+    """Plain text of at most so many letters."""
+    return plain if longest is None or len(plain) <= longest else plain[: longest - 1] + "…"
+
+
+def bold(label: object) -> str:
+    """A label in bold."""
+    return f"<b>{text(label)}</b>"
+
+
+def small(label: object) -> str:
+    """A label in small print."""
+    return f'<span style="font-size:12px;color:{QUIET}">{text(label)}</span>'
+
+
+def width_of(plain: str, size: float = 12) -> float:
+    """About how many pixels a line of text takes; Chinese, Japanese and Korean letters take more.
+
+    >>> width_of("L1H3") < width_of("L1H10")
+    True
+    """
+    return size * sum(map(_share, plain))
+
+
+def _share(letter: str) -> float:
+    """The width of a letter, as a share of its height: enough for wide type faces."""
+    if east_asian_width(letter) in "WF":
+        return 1.0
+    return 0.4 if letter in "fijlrt.,:;'|!()[] -" else 0.67 if letter < "a" else 0.6
 
 
 def axis(title: str = "", **more: Any) -> dict[str, Any]:
-    """A quiet axis: faint grid, no zero line, its title in words."""
+    """A quiet axis: faint grid, no zero line, its title plain text of one line or several."""
     quiet = {
-        "title": {"text": title, "font": {"size": 13}, "standoff": 10},
+        "title": {"text": text(title).replace("\n", "<br>"), "font": {"size": 13}, "standoff": 10},
         "gridcolor": FAINT,
         "zeroline": False,
         "showline": False,
@@ -79,20 +146,38 @@ def axis(title: str = "", **more: Any) -> dict[str, Any]:
     return quiet | more
 
 
-def words(name: str) -> str:
-    """A name in plain words, safe in a figure's text: "copy_loss" becomes "copy loss"."""
-    return html.escape(name.replace("_", " "), quote=False)
-
-
 def origin(result: Result) -> str:
-    """The provenance that belongs beside a figure: model, variant, sequences, seed."""
+    """The provenance that belongs beside a figure: model, variant, sequences, seed; plain text."""
     known = result.provenance
     parts = [str(known[key]) for key in ("model", "variant") if key in known]
     parts += [f"{known['n_sequences']} sequences"] if "n_sequences" in known else []
     parts += [f"{known['n_groups']} groups"] if "n_groups" in known else []
     parts += ["taken as independent"] if known.get("sequences") == "taken as independent" else []
     parts += [f"seed {known['seed']}"] if "seed" in known else []
-    return html.escape(", ".join(parts), quote=False)
+    return facts(parts)
+
+
+def facts(parts: Iterable[str]) -> str:
+    """Facts in a row: where a line ends, it ends between two of them."""
+    return ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts if part)
+
+
+def unit_of(result: Result, measure: object = None) -> str:
+    """The unit of a result, or of one of its measures, plain; "" where there are several."""
+    unit = result.unit
+    return plain(unit if isinstance(unit, str) else unit.get(str(measure), ""))
+
+
+def errors(result: Result) -> np.ndarray:
+    """The standard error of each value, NaN where it is unknown."""
+    error = result.standard_error
+    return np.full_like(result.values, np.nan) if error is None else error
+
+
+def reading(value: float, error: float = math.nan, chance: float = math.nan) -> str:
+    """A value with its standard error, and its chance level where there is one."""
+    known = rounded(value, error)
+    return known if math.isnan(chance) else f"{known}, chance {rounded(chance)}"
 
 
 def series(result: Result, along: str) -> Iterator[tuple[str, Result]]:

@@ -1,181 +1,173 @@
-"""Small tables as coloured tiles: a panel each, with its numbers written in."""
+"""Tables and matrices as coloured cells: what heatmaps of every kind are drawn with."""
 
-import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import plotly.graph_objects as go
 
 from interp.plots import style
-from interp.plots.heatmaps import _Scale as Scale
-from interp.results.result import Result, rounded
+from interp.plots.panels import Axis, Panel, coloraxis, lay_out
+from interp.plots.scales import DIVERGING, Scale
+from interp.results.result import Result
 
-# Pixels.
-TOP, LEFT, RIGHT = 96, 84, 24
-PLOT_WIDTH, NARROWEST = 860, 440
-GAP, TITLE, COLORBAR = 30, 26, 40
-SLANTED, LEVEL = 92, 48
-"""What the labels below a panel take."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """One panel: `values` by row and column, and what hovering tells.
-
-    `shades` colour the tiles where values of several kinds stand side by side, without a bar.
-    """
-
-    title: str
-    rows: Sequence[str]
-    columns: Sequence[str]
-    values: np.ndarray
-    hover: np.ndarray
-    shades: np.ndarray | None = field(default=None)
-
-    @property
-    def shown(self) -> np.ndarray:
-        """What gives a tile its colour."""
-        return self.values if self.shades is None else self.shades
+SIZES = 12, 10, 9
+"""Of what is written in a cell: the largest that fits."""
+BESIDE = 3  # pixels beside what is written
+BLOCK = 8  # pixels: smaller cells have no line between them
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """How tables are drawn: the size of a tile in pixels, and the names of the two axes."""
+    """One panel of cells.
 
-    width: int
-    height: int
-    across: str = ""
-    down: str = ""
-    slanted: bool = False
+    Args:
+        values: by row and column.
+        rows: the axis at the left, row 0 at the top.
+        columns: the axis below.
+        hover: markup for each cell, or one template of plotly's for all.
+        title: plain text over the panel.
+        note: small print under the title.
+        unit: panels of one unit share one scale and its bar.
+        written: what stands in the cells, if it fits.
+        shades: from -1 to 1, what colours the cells where values of several kinds stand side by
+            side; there is no bar then.
+        is_grey: a cell whose value is unknown is grey and can be hovered over; else it is empty.
+        at: x and y of the cells, where they are not 0, 1, 2, ...
+    """
 
-    def figure(self, result: Result, tables: Sequence[Table], scale: Scale) -> go.Figure:
-        """All tables, as many side by side as fit, under the result's title."""
-        place = _Places.of(tables, self)
-        with_bar = tables[0].shades is None
-        below = (COLORBAR if with_bar else 0) + (SLANTED if self.slanted else LEVEL)
-        width = max(NARROWEST, LEFT + place.width + RIGHT)
-        figure = go.Figure(
-            layout=style.layout(
-                result,
-                width=width,
-                height=TOP + place.height + below,
-                margin={"l": LEFT, "r": width - LEFT - place.width, "t": TOP, "b": below},
-                showlegend=False,
-                coloraxis=scale.axis() | {"showscale": with_bar},
+    values: np.ndarray
+    rows: Axis
+    columns: Axis
+    hover: npt.ArrayLike | str
+    title: str = ""
+    note: str = ""
+    unit: str = ""
+    written: npt.ArrayLike | None = None
+    shades: np.ndarray | None = None
+    is_grey: bool = False
+    at: Mapping[str, Any] = field(default_factory=dict)
+
+    def panel(self, cell: tuple[float | None, float]) -> Panel:
+        """The place it takes with cells of this size; without a width it takes the page's."""
+        n_rows, n_columns = self.values.shape
+        across, down = (
+            Axis(
+                axis.title, axis.names, axis.places, axis.shown, {**limits, **axis.look}, axis.notes
+            )
+            for axis, limits in (
+                (self.columns, {} if self.at else _limits(-0.5, n_columns - 0.5)),
+                (self.rows, {} if "y" in self.at else _limits(n_rows - 0.5, -0.5)),
             )
         )
-        for number, table in enumerate(tables):
-            _draw(figure, number, table, scale)
-            self._add_axes(figure, number, table, place)
-        return figure
-
-    def _add_axes(self, figure: go.Figure, number: int, table: Table, place: "_Places") -> None:
-        suffix, (x, y) = _suffix(number), place.domains(number)
-        first = number % place.columns == 0
-        quiet = {"showgrid": False, "fixedrange": True, "tickmode": "array"}
-        figure.update_layout(
-            {
-                f"xaxis{suffix}": style.axis(
-                    self.across, tickvals=[*range(len(table.columns))], ticktext=table.columns,
-                    range=(-0.5, len(table.columns) - 0.5), domain=x, anchor=f"y{suffix}",
-                    tickangle=-35 if self.slanted else 0, **quiet,
-                ),
-                f"yaxis{suffix}": style.axis(
-                    self.down if first else "", tickvals=[*range(len(table.rows))],
-                    ticktext=table.rows, range=(len(table.rows) - 0.5, -0.5), domain=y,
-                    anchor=f"x{suffix}", showticklabels=first, **quiet,
-                ),
-            }
-        )  # fmt: skip
-        figure.add_annotation(
-            text=f"<b>{html.escape(table.title)}</b>", showarrow=False, x=x[0], xref="paper",
-            xanchor="left", y=y[1], yref="paper", yanchor="bottom", yshift=3,
-        )  # fmt: skip
+        width = None if cell[0] is None else cell[0] * n_columns
+        return Panel(across, down, cell[1] * n_rows, width, self.title, self.note)
 
 
-def reading(result: Result) -> str:
-    """A single value with its standard error, and its chance level where there is one."""
-    error = np.nan if result.standard_error is None else float(result.standard_error)
-    text = rounded(float(result), error)
-    if result.chance is None or np.isnan(result.chance):
-        return text
-    return f"{text}, chance {rounded(float(result.chance))}"
+def _limits(first: float, last: float) -> dict[str, Any]:
+    return {"range": (first, last), "showgrid": False, "fixedrange": True}
 
 
-def written(value: float) -> str:
-    """A number as a tile has room for."""
-    if np.isnan(value):
-        return "–"
-    return f"{value:.{2 if abs(value) < 10 else 1 if abs(value) < 100 else 0}f}"
+def drawn(
+    result: Result,
+    tiles: Sequence[Tiles | Sequence[Tiles]],
+    cell: tuple[float | None, float],
+    middle: float = 0.0,
+    **heading: Any,
+) -> go.Figure:
+    """The figure of all panels, or rows of panels, with cells of this size in pixels.
+
+    Args:
+        result: what is drawn.
+        tiles: wrapped into rows that fit the page, or rows of them.
+        cell: width and height; without a width they fill the page's.
+        middle: of a scale for values of both signs.
+        heading: further arguments of `lay_out`.
+    """
+    flat = [one for row in tiles for one in ([row] if isinstance(row, Tiles) else row)]
+    scales = scales_of(flat, middle)
+    panels = [
+        row.panel(cell) if isinstance(row, Tiles) else [one.panel(cell) for one in row]
+        for row in tiles
+    ]
+    bars = [] if flat[0].shades is not None else [*scales.values()]
+    figure, axes = lay_out(result, panels, scales=bars, **heading)
+    for one, place in zip(flat, axes, strict=True):
+        draw(figure, one, place, scales, cell)
+    if not bars:
+        figure.update_layout(coloraxis=next(iter(scales.values())).axis() | {"showscale": False})
+    return figure
 
 
-@dataclass(frozen=True)
-class _Places:
-    """Where panels stand; one with fewer columns is narrower, with tiles of the same size."""
-
-    widths: Sequence[int]
-    panel_height: int
-    row_gap: int
-    columns: int
-    rows: int
-
-    @classmethod
-    def of(cls, tables: Sequence[Table], tiles: Tiles) -> "_Places":
-        widths = [tiles.width * len(table.columns) for table in tables]
-        height = tiles.height * max(len(table.rows) for table in tables)
-        row_gap = TITLE + (SLANTED if tiles.slanted else LEVEL)
-        columns = min(len(tables), max(1, (PLOT_WIDTH + GAP) // (max(widths) + GAP)))
-        return cls(widths, height, row_gap, columns, -(-len(tables) // columns))
-
-    @property
-    def panel_width(self) -> int:
-        """The widest panel's."""
-        return max(self.widths)
-
-    @property
-    def width(self) -> int:
-        """Of all panels and the gaps between them."""
-        return self.columns * (self.panel_width + GAP) - GAP
-
-    @property
-    def height(self) -> int:
-        """Of all panels and the gaps between them."""
-        return self.rows * (self.panel_height + self.row_gap) - self.row_gap
-
-    def domains(self, panel: int) -> tuple[list[float], list[float]]:
-        """The share of width and, from below, of height that a panel takes."""
-        left = panel % self.columns * (self.panel_width + GAP)
-        top = panel // self.columns * (self.panel_height + self.row_gap)
-        right, bottom = left + self.widths[panel], top + self.panel_height
-        x = [left / self.width, min(1.0, right / self.width)]
-        return x, [max(0.0, 1 - bottom / self.height), 1 - top / self.height]
+def scales_of(tiles: Sequence[Tiles], middle: float = 0.0) -> dict[str, Scale]:
+    """A scale for each unit; for shades one from -1 to 1."""
+    if tiles[0].shades is not None:
+        return {one.unit: Scale(-1.0, 1.0, DIVERGING) for one in tiles}
+    return Scale.by_unit(((one.unit, one.values) for one in tiles), middle)
 
 
-def _suffix(number: int) -> str:
-    return str(number + 1) if number else ""
+def draw(
+    figure: go.Figure,
+    tiles: Tiles,
+    axes: Mapping[str, str],
+    scales: Mapping[str, Scale],
+    cell: tuple[float | None, float],
+) -> None:
+    """Add one panel's cells, on these axes."""
+    known = np.isfinite(tiles.values)
+    shown = tiles.values if tiles.shades is None else tiles.shades
+    width = cell[0] or np.inf
+    common: dict[str, Any] = {"hoverongaps": False, "xgap": gap(width), "ygap": gap(cell[1])}
+    common |= {**axes, **tiles.at}
+    if isinstance(tiles.hover, str):
+        common |= {"hovertemplate": f"{tiles.hover}<extra></extra>"}
+    else:
+        common |= {"text": tiles.hover, "hovertemplate": "%{text}<extra></extra>"}
+    if tiles.is_grey and not known.all():
+        # First: it says why its value is unknown.
+        grey = [[0, style.FAINT], [1, style.FAINT]]
+        z = np.where(known, np.nan, 0.0)
+        figure.add_heatmap(z=z, colorscale=grey, showscale=False, **common)
+    number = [*scales].index(tiles.unit) if tiles.shades is None else 0
+    figure.add_heatmap(z=np.where(known, shown, np.nan), coloraxis=coloraxis(number), **common)
+    if tiles.written is not None:
+        _write(figure, tiles, axes, scales[tiles.unit].ink_on(shown.ravel()), width)
 
 
-def _draw(figure: go.Figure, number: int, table: Table, scale: Scale) -> None:
-    axes = {"xaxis": f"x{_suffix(number)}", "yaxis": f"y{_suffix(number)}"}
-    tiles = {"xgap": 1.5, "ygap": 1.5, "hoverongaps": False, "text": table.hover, **axes}
-    tiles |= {"hovertemplate": "%{text}<extra></extra>"}
-    known = ~np.isnan(table.values)
-    grey = [[0, style.FAINT], [1, style.FAINT]]
-    # Grey tiles first: a value that is unknown gets one too, and tells why when hovered over.
-    figure.add_heatmap(z=np.where(known, np.nan, 0.0), colorscale=grey, showscale=False, **tiles)
-    figure.add_heatmap(z=np.where(known, table.shown, np.nan), coloraxis="coloraxis", **tiles)
-    rows, columns = np.indices(table.values.shape).reshape(2, -1)
-    inks = scale.ink_on(np.nan_to_num(table.shown).ravel())
+def gap(size: float) -> float:
+    """The line between cells of this size."""
+    return 1.5 if size > 2 * BLOCK else 1 if size > BLOCK else 0
+
+
+def _write(
+    figure: go.Figure, tiles: Tiles, axes: Mapping[str, str], inks: Sequence[str], width: float
+) -> None:
+    texts = np.asarray(tiles.written, dtype=object).ravel()
+    longest = max(texts, key=style.width_of, default="")
+    sizes = [size for size in SIZES if style.width_of(longest, size) + BESIDE <= width]
+    if not sizes:
+        return
+    rows, columns = np.indices(tiles.values.shape).reshape(2, -1)
+    known = np.isfinite(tiles.values).ravel()
     figure.add_scatter(
         x=columns,
         y=rows,
         mode="text",
-        text=[written(value) for value in table.values.flat],
+        text=[style.text(text) for text in texts],
         textfont={
-            "size": 12,
-            "color": [i if k else style.QUIET for i, k in zip(inks, known.flat, strict=True)],
+            "size": sizes[0],
+            "color": [ink if k else style.QUIET for ink, k in zip(inks, known, strict=True)],
         },
         hoverinfo="skip",
+        showlegend=False,
         **axes,
     )
+
+
+def written(value: float) -> str:
+    """A number as a cell has room for."""
+    if np.isnan(value):
+        return "–"
+    return f"{value:z.{2 if abs(value) < 10 else 1 if abs(value) < 100 else 0}f}"

@@ -221,7 +221,8 @@ class Result:
     def plot(self) -> Any:
         """A figure to suit the axes: a curve over "position", a heatmap of "head", "measure" bars.
 
-        Attention by "head", "query" and "key" is a view to click through, of circuitsvis.
+        Attention by "head", "query" and "key" is a view to click through, of circuitsvis; all else
+        a figure of plotly.
 
         Raises:
             ValueError: the result has none of these axes.

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from interp.plots import figure
-from interp.plots.circuits import by_distance, entries, named
-from interp.plots.style import INK
+from interp.plots.circuits import by_distance, entries
+from interp.plots.style import INK, token
 from interp.results.result import Result
 
 
@@ -26,7 +26,7 @@ def test_values_stand_where_their_labels_say_and_tell_both_words():
     (tiles,) = (trace for trace in drawn.data if trace.type == "heatmap")
     np.testing.assert_array_equal(tiles.z, [[1, -2, 3], [4, 5, 6]])
     assert tiles.text[0][1] == "query token <b>␣the</b><br>key token <b>↵</b><br>-2.000"
-    assert drawn.layout.yaxis.autorange == "reversed"
+    assert drawn.layout.yaxis.range[0] > drawn.layout.yaxis.range[1]  # the first row at the top
     assert drawn.layout.xaxis.ticktext == ("x", "↵", "z")
     assert (drawn.layout.coloraxis.cmin, drawn.layout.coloraxis.cmax) == (-6, 6)
 
@@ -54,14 +54,14 @@ def test_many_labels_are_left_to_hovering_and_the_figure_stays_a_screen():
 
 
 def test_tokens_are_text_not_markup_and_short():
-    assert named("<b>") == "&lt;b&gt;"
-    assert named("  ") == "␣␣"
-    assert named(" x") == "␣x"
-    assert named("a" * 99, 22) == "a" * 21 + "…"
+    assert token("<b>") == "&lt;b&gt;"
+    assert token("  ") == "␣␣"
+    assert token(" x") == "␣x"
+    assert token("a" * 99, 22) == "a" * 21 + "…"
     drawn = entries(circuit(["a" * 30], ["b"]))
     assert drawn.layout.yaxis.ticktext == ("a" * 21 + "…",)
     assert "a" * 30 in drawn.data[0].text[0][0]
-    assert named(3) == "3"
+    assert token(3) == "3"
 
 
 def test_lags_and_distance_stand_in_the_title():

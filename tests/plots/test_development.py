@@ -190,8 +190,8 @@ class TestMap:
         np.testing.assert_allclose(tiles.y, np.array([1, 2, 4, 8]) / math.sqrt(2))
 
     def test_what_costs_more_than_chance_has_its_colour(self):
-        (tiles,) = by_position(self.losses()).data
-        assert (tiles.zmin, tiles.zmax) == (0, 5.5)
+        scale = by_position(self.losses()).layout.coloraxis
+        assert (scale.cmin, scale.cmax) == (0, 5.5)
 
     def test_a_tile_tells_its_step_and_position(self):
         (tiles,) = by_position(self.losses()).data

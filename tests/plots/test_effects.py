@@ -5,6 +5,7 @@ import pytest
 
 from interp.analysis import Result, ablate, attribution_patch, patch, path_patch
 from interp.plots import effects, figure, style
+from interp.plots.panels import NARROWEST
 from tests.analysis import measured
 from tests.analysis.interventions.test_patching import DIFFERENCE, two_inputs
 
@@ -111,7 +112,8 @@ def test_units_at_positions_are_a_grid():
 def test_several_measures_share_their_colours_and_lie_apart():
     axes = {"component": units(3), "position": tuple(range(5))}
     drawn = figure(effect_of(axes, ("estimate", "exact", "error")))
-    assert [note.text for note in drawn.layout.annotations] == ["<b>estimate</b>", "<b>exact</b>"]
+    notes = [note.text for note in drawn.layout.annotations]
+    assert notes == ["<b>estimate</b>", "<b>exact</b>", "nats"]  # the last beside the colour bar
     assert {heatmap.coloraxis for heatmap in heatmaps(drawn)} == {"coloraxis"}
     upper, lower = drawn.layout.yaxis.domain, drawn.layout.yaxis2.domain
     assert 0 <= lower[0] < lower[1] < upper[0] < upper[1] <= 1
@@ -125,7 +127,7 @@ def test_grids_of_any_length_have_their_place(n_positions):
     layout = figure(effect_of(axes, ("effect",))).layout
     width = layout.width - layout.margin.l - layout.margin.r
     assert width / n_positions >= 3
-    assert layout.width >= 440
+    assert layout.width >= NARROWEST
     labelled = len(layout.xaxis.tickvals)
     assert labelled == 1 or width / labelled >= 18
 

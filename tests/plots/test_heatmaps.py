@@ -64,7 +64,7 @@ def test_layer_0_is_at_the_top():
 
 def test_scores_share_one_scale_from_0_to_1():
     figure = heads(scores(grid(2, 8), n_scores=4, scale=0.3))
-    coloured = tiles(figure)[1::2]
+    coloured = [trace for trace in tiles(figure) if trace.coloraxis]
     assert [trace.coloraxis for trace in coloured] == ["coloraxis"] * 4
     assert len({(trace.xaxis, trace.yaxis) for trace in coloured}) == 4
     assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (0, 1)

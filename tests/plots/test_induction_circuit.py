@@ -90,7 +90,7 @@ def test_a_label_is_the_change_of_the_score_or_of_the_loss():
 def test_hovering_tells_the_interval_and_what_random_directions_do():
     hover = labels(figure(pair()))[0].hovertext[0].split("<br>")
     assert hover == [
-        "<b>embed->L0H2.v</b>",
+        "<b>embed-&gt;L0H2.v</b>",
         "induction score: −0.600 (95 %: −0.700 to −0.500)",
         "loss, nats: +2.000 (95 %: +1.800 to +2.200)",
         "as many random directions: +0.000 to +0.500",

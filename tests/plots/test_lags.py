@@ -62,7 +62,7 @@ def test_a_table_per_channel_without_the_measures_that_it_lacks():
     keys, queries = shown(drawn)
     assert keys.z.shape == (3, 4)
     assert queries.z.shape == (3, 3)
-    grey = [trace for trace in drawn.data if trace.type == "heatmap" and not trace.coloraxis][1]
+    grey = next(trace for trace in drawn.data if trace.type == "heatmap" and not trace.coloraxis)
     assert "lag 1 is not read" in grey.text[0][1]
     texts = [trace.text for trace in drawn.data if trace.type == "scatter"]
     assert texts[0][2] == written(smeared().values[0, 0, 2])
