@@ -1,8 +1,13 @@
 """Figures and pages from results. Everything here is read offline: no figure looks anything up."""
 
-from plotly.graph_objects import Figure
+from typing import TYPE_CHECKING
 
-from interp.plots.attention import AttentionView
-from interp.plots.registry import figure
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure as Figure
 
-__all__ = ["AttentionView", "Figure", "figure"]
+    from interp.plots.attention import AttentionView as AttentionView
+    from interp.plots.registry import figure as figure
+else:
+    from interp.public import attach
+
+    __getattr__, __dir__, __all__ = attach(__name__)

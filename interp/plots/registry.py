@@ -47,14 +47,18 @@ def draws(*axes: str | tuple[str, ...], order: Order = Order.OWN) -> Callable[[D
         order: what comes first where a result has the axes of several pictures.
 
     Raises:
-        ValueError: another function has registered for one of these axes.
+        ValueError: another function has registered for one of these axes; a module that is loaded
+            anew may register again.
+
+    >>> [picture.draw.__name__ for picture in pictures() if "edge" in picture.axes]
+    ['graph']
     """
 
     def register(draw: Draw) -> Draw:
         for axis in axes:
             needed = frozenset([axis] if isinstance(axis, str) else axis)
-            if needed in _PICTURES:
-                other = _PICTURES[needed].draw
+            other = _PICTURES[needed].draw if needed in _PICTURES else draw
+            if (other.__module__, other.__name__) != (draw.__module__, draw.__name__):
                 raise ValueError(
                     f"the axis {axis!r} is drawn by {other.__module__}.{other.__name__} already"
                 )
