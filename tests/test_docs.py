@@ -179,3 +179,59 @@ def test_errors_over_blocks_of_text_are_over_what_was_sampled():
     finer = facts.beyond(named, "conv-attn", "attn", "loss").loc[0]
     assert finer["mean"] == pytest.approx(paired["mean"])
     assert finer["error"] != paired["error"]
+
+
+STORED = [
+    *sorted((ROOT / "docs" / "data").glob("*.parquet")),
+    ROOT / "docs" / "data" / "matched-control.csv",
+    ROOT / "interp" / "checkpoints" / "suite.parquet",
+]
+ON_RANDOM_TOKENS = {
+    "head_scores",
+    "induction_score",
+    "repeated_sequence_loss",
+    "second_copy_loss",
+    "ablation_effect",  # of induction scores, in smeared-keys and composition
+}
+
+
+def stored(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+
+
+def not_grouped(table: pd.DataFrame) -> pd.Series:
+    """Rows that were measured on text, not known to be over groups of it."""
+    what = table["metric"] if "metric" in table else table["analysis"]
+    n_groups = table["n_groups"] if "n_groups" in table else pd.Series(np.nan, table.index)
+    return ~what.isin(ON_RANDOM_TOKENS) & n_groups.isna()
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.name)
+def test_a_stored_error_on_text_is_over_groups(path: Path):
+    table = stored(path)
+    if "standard_error" not in table:
+        pytest.skip("a table without errors")
+    rows = not_grouped(table)
+    assert table.loc[rows, "standard_error"].isna().all()
+    assert table.loc[~rows, "standard_error"].notna().any()
+
+
+def test_a_stored_null_of_alignment_is_that_of_a_turned_stream():
+    """The tables that were made before errors were grouped had another formula, too."""
+    table = stored(ROOT / "docs" / "data" / "smeared-keys.parquet")
+    assert not (table["measure"].eq("alignment_null") & not_grouped(table)).any()
+
+
+@pytest.mark.slow
+def test_the_stored_composition_is_that_of_the_model_that_ships():
+    table = stored(ROOT / "docs" / "data" / "composition.parquet")
+    last = table[(table.seed == 0) & (table.step == table.step.max())]
+    found = interp.composition_scores(interp.load("attn-attn"), n_rotations=1000).to_frame()
+    by = ["measure", "kind", "source", "target"]
+    both = last[last.analysis == "composition_scores"].merge(found, on=by, suffixes=("", "_now"))
+    assert len(both) >= 4 * 27
+    # Exact where nothing is drawn; the rotations may be others.
+    within = {"score": 1e-6, "excess": 2e-4, "spread": 2e-4, "z": 3, "p_corrected": 0.1}
+    for measure, rows in both.groupby("measure"):
+        apart = (rows.value - rows.value_now).abs().max()
+        assert apart < within[measure], measure

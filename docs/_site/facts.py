@@ -81,6 +81,15 @@ def beyond(blocks: pd.DataFrame, member: str, other: str, what: str) -> pd.DataF
     return over_blocks((values[member] - values[other]).rename(what).reset_index(), what)
 
 
+def over_seeds(values: Sequence[float]) -> str:
+    """Mean over independently trained runs, with Student's 95 % interval, in words."""
+    from interp.results.intervals import mean_interval
+
+    low, high = mean_interval(values)
+    mean = np.mean(values)
+    return f"{mean:z.2f}, 95 % interval {low:z.2f} to {high:z.2f}, n = {len(values)}"
+
+
 def reference_models() -> str:
     """The bundled checkpoints side by side, as measured when they were trained."""
     from interp.models import available

@@ -153,6 +153,7 @@ def origin(result: Result) -> str:
     parts += [f"{known['n_sequences']} sequences"] if "n_sequences" in known else []
     parts += [f"{known['n_groups']} groups"] if "n_groups" in known else []
     parts += ["taken as independent"] if known.get("sequences") == "taken as independent" else []
+    parts += ["errors unknown"] if str(known.get("errors")).startswith("unknown") else []
     parts += [f"seed {known['seed']}"] if "seed" in known else []
     return facts(parts)
 

@@ -239,7 +239,7 @@ def _drawn(result: Result, resamples: int, seed: int) -> dict[str, Any]:
         how = f"bootstrap over {len(result.labels['sample'])} samples"
         if "sample_groups" in result.provenance:
             how = f"bootstrap over {result.provenance['n_groups']} groups of samples"
-    elif result.standard_error is not None:
+    elif result.standard_error is not None and not np.isnan(result.standard_error).all():
         how = "normal errors of the standard errors' size, independent at each step"
     else:
         return {"interval": "none: no standard errors"}

@@ -35,6 +35,8 @@ CURVES = {
 }
 ON_TEXT = ("text", "in_context_learning_score", "loss_by_position")
 """Analyses in a table that were made on blocks of text."""
+UNKNOWN = "unknown: the groups of the text were not kept"
+"""What a result says of errors on text that a table leaves blank."""
 AXES = {
     "head": re.compile(r"L\d+H\d+"),
     "position": re.compile(r"(\d+)(?:-(\d+))?"),
@@ -47,7 +49,8 @@ def suite_table() -> pd.DataFrame:
 
     A row is one number of one run at one step: `run`, `member` (what the suite calls this kind of
     model), `architecture`, `corpus`, `seed`, ..., `step`, `tokens`, `measure`, `label` (a head, a
-    position, a lag, or nothing), `value`, `standard_error`, ...
+    position, a lag, or nothing), `value`, `standard_error`, ... Errors of what was measured on text
+    are NaN where the groups of its blocks are not known: neighbouring blocks are not independent.
 
     Raises:
         FileNotFoundError: this installation has no suite.
@@ -169,15 +172,16 @@ def _result(rows: pd.DataFrame, axis: str | None = None, unit: Any = None) -> Re
         cells = grid(column) if column in rows else np.array([])
         return None if np.isnan(cells).all() else cells
 
+    error = known("standard_error")
     result = Result(
         str(rows["measure"].iloc[0]),
         grid("value"),
         ("step", axis),
         labels={"step": steps, axis: [_label(name) for name in names]},
-        standard_error=known("standard_error"),
+        standard_error=error,
         chance=known("chance"),
         unit=unit or (str(rows["unit"].iloc[0]) if "unit" in rows else ""),
-        provenance=_origin(rows),
+        provenance=_origin(rows, error is not None),
     )
     return result.sel(label="") if names == [""] else result
 
@@ -199,7 +203,7 @@ def _label(name: str) -> Any:
     return first if first == last else (first + last) / 2
 
 
-def _origin(rows: pd.DataFrame) -> dict[str, Any]:
+def _origin(rows: pd.DataFrame, has_errors: bool) -> dict[str, Any]:
     """What all rows say alike of their run, and how many tokens a step of it read."""
     first = rows.iloc[0]
     told = {ours: first[column] for ours, column in ORIGIN.items() if column in rows}
@@ -215,7 +219,10 @@ def _origin(rows: pd.DataFrame) -> dict[str, Any]:
     if "n_groups" in known:
         known["errors"] = "over group means"
     elif first.get("analysis") in ON_TEXT:
-        known["sequences"] = TAKEN_AS_INDEPENDENT
+        if has_errors:
+            known["sequences"] = TAKEN_AS_INDEPENDENT
+        else:
+            known["errors"] = UNKNOWN
     return {"model": str(first["run"]), **known}
 
 

@@ -62,6 +62,7 @@ def test_without_samples_errors_are_normal_and_independent_at_each_step():
         (of_samples(RISE[:, None] + [0.0, 0.1, 0.2]), "bootstrap over 3 samples"),
         (curve(RISE, standard_error=np.full(6, 0.01)), "normal errors"),
         (curve(RISE), "none: no standard errors"),
+        (curve(RISE, standard_error=np.full(6, np.nan)), "none: no standard errors"),
     ],
 )
 def test_the_provenance_says_how_intervals_were_made(result, said):

@@ -143,6 +143,24 @@ def test_steps_of_changing_size_are_refused(table):
         suite("drop", table=table)
 
 
+def test_errors_on_text_that_were_left_blank_are_unknown(table):
+    """And not 0: nothing is drawn or resampled of them, and the result says why."""
+    text = table.assign(analysis="in_context_learning_score")
+    [run] = suite("drop", table=text, run="attn-docs-seed0")
+    assert run.provenance["sequences"] == "taken as independent"
+    drawn = len(run.plot().data)
+    [run] = suite("drop", table=text.assign(standard_error=np.nan), run="attn-docs-seed0")
+    assert run.standard_error is None
+    assert run.provenance["errors"].startswith("unknown")
+    assert "sequences" not in run.provenance
+    figure = run.plot()
+    assert "errors unknown" in figure.layout.title.text
+    assert len(figure.data) == drawn - 1  # all but the band
+    assert phase_change(run, least=0).provenance["interval"] == "none: no standard errors"
+    [grouped] = suite("drop", table=text.assign(n_groups=7), run="attn-docs-seed0")
+    assert grouped.provenance["errors"] == "over group means"
+
+
 def test_an_installation_without_a_suite_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(training_tables.resources, "files", lambda package: tmp_path)
     with pytest.raises(FileNotFoundError, match=r"checkpoints/suite\.parquet"):
