@@ -8,23 +8,22 @@ import numpy as np
 from interp.analysis.heads.targets import Under, measure, stripe
 from interp.analysis.probes.probe import origin_of
 from interp.analysis.probes.sequences import RepeatedTokens
-from interp.models import HookedSequenceModel
 from interp.models.shapes import Tokens
 from interp.results.intervals import student_t
 from interp.results.result import Result
-from interp.views import View, view
+from interp.views import View
 
 SEQUENCES_OF_RANDOM_WEIGHTS = 8
 CONFIDENCE = 0.99
 
 
 def induction_candidates(
-    seen: View, probe: RepeatedTokens, n_random: int, random_weights: float, under: Under | None
+    viewed: View, probe: RepeatedTokens, n_random: int, random_weights: float, under: Under | None
 ) -> Result:
     """Each head's induction score beside what it would be without any matching.
 
     Args:
-        seen: the model.
+        viewed: the model.
         probe: what it is measured on.
         n_random: how many models of random weights there were.
         random_weights: the highest score of any head in them (`score_of_random_weights`).
@@ -39,8 +38,8 @@ def induction_candidates(
         * `random_weights`: the highest score of any head in as many models of random weights; NaN
           for a bridge.
     """
-    scored = _scores(seen, probe, probe.tokens, under)
-    unmatched = _scores(seen, probe, _turned(probe), under)
+    scored = _scores(viewed, probe, probe.tokens, under)
+    unmatched = _scores(viewed, probe, _turned(probe), under)
     assert scored.standard_error is not None
     assert unmatched.standard_error is not None
     assert scored.chance is not None
@@ -125,26 +124,20 @@ class _Range:
         return [str(labels[index]) for index in np.argsort(-score, kind="stable") if chosen[index]]
 
 
-def score_of_random_weights(seen: View, probe: RepeatedTokens, n_random: int, seed: int) -> float:
+def score_of_random_weights(viewed: View, probe: RepeatedTokens, n_random: int, seed: int) -> float:
     """The highest induction score of any head in models of random weights; NaN for a bridge."""
-    model = seen.model
-    if not isinstance(model, HookedSequenceModel):
-        return math.nan
-    highest = []
-    for draw in range(n_random):
-        twin = type(model).from_config(model.config, seed=seed + draw)
-        twin = twin.to(device=model.W_E.device, dtype=model.W_E.dtype)
-        tokens = probe.tokens[:SEQUENCES_OF_RANDOM_WEIGHTS]
-        highest.append(_scores(view(twin), probe, tokens).values.max())
-    return max(highest, default=math.nan)
+    tokens = probe.tokens[:SEQUENCES_OF_RANDOM_WEIGHTS]
+    twins = (viewed.untrained(seed + draw) for draw in range(n_random))
+    scores = (_scores(twin, probe, tokens).values.max() for twin in twins if twin is not None)
+    return max(scores, default=math.nan)
 
 
 def _scores(
-    seen: View, probe: RepeatedTokens, tokens: Tokens, under: Under | None = None
+    viewed: View, probe: RepeatedTokens, tokens: Tokens, under: Under | None = None
 ) -> Result:
     target = stripe(probe.positions(1), offset=probe.n - 1)
-    origin = origin_of(seen, probe)
-    return measure(seen, tokens, {"score": target}, "induction", origin, under=under).sel(
+    origin = origin_of(viewed, probe)
+    return measure(viewed, tokens, {"score": target}, "induction", origin, under=under).sel(
         score="score"
     )
 

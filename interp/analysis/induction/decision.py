@@ -21,12 +21,10 @@ from interp.analysis.induction.candidates import (
 from interp.analysis.induction.edges import UNKNOWN, Effect, Patches
 from interp.analysis.interventions.edits import Change, Edit, edit_hooks
 from interp.analysis.interventions.memory import rows_that_fit
-from interp.analysis.interventions.metric import Numbers, Values
-from interp.analysis.interventions.metrics import LogitMetric, SecondCopyLoss
-from interp.analysis.interventions.replacements import Means, OtherRun
+from interp.analysis.interventions.metrics import LogitMetric, SecondCopyLoss, Values
+from interp.analysis.interventions.replacements import Means, Numbers, OtherRun
 from interp.analysis.interventions.sweep import Sweep
-from interp.analysis.interventions.unit_index import Catalogue
-from interp.analysis.interventions.units import Unit
+from interp.analysis.interventions.units import Catalogue, Unit
 from interp.analysis.probes.sequences import RepeatedTokens
 from interp.models.shapes import Tokens
 from interp.results.intervals import mean_interval, ratio_interval
@@ -126,7 +124,7 @@ class Removal:
         return tokens
 
     def _measured(self, tokens: Tokens, heads: Sequence[str]) -> np.ndarray:
-        sweep = Sweep(self.patches.seen, tokens, CopyLosses(), OtherRun(self.patches.others))
+        sweep = Sweep(self.patches.viewed, tokens, CopyLosses(), OtherRun(self.patches.others))
         clean, changed = sweep.measure([Change(self._unit(heads))] if heads else [])
         return (changed[0] if heads else clean).numpy()
 
@@ -134,7 +132,7 @@ class Removal:
         """The hooks that take these heads out of some of the sequences."""
         sites = self._unit(heads).sites
         names = {site.hook for site in sites}
-        others = self.patches.seen.capture(self.patches.others[numbers], names)
+        others = self.patches.viewed.capture(self.patches.others[numbers], names)
         edits = [Edit(site, site.of(others[site.hook])) for site in sites]
         return edit_hooks([edits], len(numbers))
 
@@ -148,12 +146,12 @@ class Removal:
         second = self.probe.positions(1)
         unit = self._unit([f"{head}@{second.start}:{second.stop}" for head in heads])
         source = OtherRun(_shuffled(self.probe))
-        sweep = Sweep(self.patches.seen, self.probe.tokens, SecondCopyLoss(), source)
+        sweep = Sweep(self.patches.viewed, self.probe.tokens, SecondCopyLoss(), source)
         clean, changed = sweep.measure([Change(unit)])
         return effect_of((changed[0] - clean).numpy())
 
     def _unit(self, labels: Sequence[str]) -> Unit:
-        catalogue = Catalogue.of(self.patches.seen, self.probe.tokens.shape[1])
+        catalogue = Catalogue.of(self.patches.viewed, self.probe.tokens.shape[1])
         first, *others = catalogue.units(labels)
         return sum(others, start=first)
 
@@ -260,7 +258,7 @@ def decide(
             break  # nothing is left that another head could do
         n_random = int(scores.provenance["n_random"])
         now = induction_candidates(
-            removal.patches.seen,
+            removal.patches.viewed,
             removal.probe,
             n_random,
             untrained,
@@ -328,12 +326,12 @@ def averaged(patches: Patches, heads: Sequence[str]) -> Iterator[None]:
     if not heads:
         yield
         return
-    seen, tokens = patches.seen, patches.unrepeated
-    sites = [unit.sites[0] for unit in Catalogue.of(seen, tokens.shape[1]).units(heads)]
-    reference = Means(tokens, rows_that_fit(seen, tokens.shape[1]))
-    means = reference.values(seen, torch.arange(1), {site.hook for site in sites}, {})
+    viewed, tokens = patches.viewed, patches.unrepeated
+    sites = [unit.sites[0] for unit in Catalogue.of(viewed, tokens.shape[1]).units(heads)]
+    reference = Means(tokens, rows_that_fit(viewed, tokens.shape[1]))
+    means = reference.values(viewed, torch.arange(1), {site.hook for site in sites}, {})
     hooks = edit_hooks([[Edit(site, site.of(means[site.hook])) for site in sites]], -1)
-    with seen.model.hooks(fwd_hooks=hooks):
+    with viewed.model.hooks(fwd_hooks=hooks):
         yield
 
 

@@ -1,32 +1,27 @@
 """The edges of an induction circuit: what reaches a head, through which channel, and what it does.
 
-Every edge is a direct path, and is tested by path patching: what the sender tells the receiver is
-taken from a sequence in which nothing repeats, everything else being left as it is.
+Every edge is a direct path, and is tested by path patching: what the receiver reads of the sender
+is taken from a sequence in which nothing repeats, everything else being left as it is.
 """
 
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from interp.analysis.circuits.routes import place_of
 from interp.analysis.interventions.ablation import ablate
-from interp.analysis.interventions.checks import others_of
 from interp.analysis.interventions.metrics import InductionScore, Metric, SecondCopyLoss
-from interp.analysis.interventions.unit_index import Catalogue
-from interp.analysis.interventions.units import HEAD
+from interp.analysis.interventions.replacements import others_of
+from interp.analysis.interventions.units import Catalogue
 from interp.analysis.lags.lag_pair import without_lag_pair
 from interp.analysis.lags.lag_terms import routes
-from interp.models import HookedSequenceModel
 from interp.models.shapes import Tokens
 from interp.results.intervals import student_t
 from interp.results.result import Result
 from interp.views import View
 
 CHANNELS = ("q", "k", "v")
-SENDER = re.compile(r"L(\d+)(?:H\d+|\.lag\d+|\.mlp)")
 SMEAR = "smear"
 """The sender of what smearing adds to a key: the key before."""
 
@@ -84,7 +79,7 @@ class Patches:
     """Cuts paths in repeated sequences.
 
     Attributes:
-        seen: the model.
+        viewed: the model.
         tokens: `[BOS] + r + r`.
         unrepeated: sequences of the same length without a repetition, to patch from.
         share: how much of what is at stake a path must carry to be an edge.
@@ -92,7 +87,7 @@ class Patches:
         seed: of the directions and of the sequence that is patched from.
     """
 
-    seen: View
+    viewed: View
     tokens: Tokens
     unrepeated: Tokens
     share: float
@@ -111,7 +106,7 @@ class Patches:
         if not labels:
             return {}
         result = ablate(
-            self.seen.model,
+            self.viewed.model,
             self.tokens,
             labels,
             "resample",
@@ -123,13 +118,18 @@ class Patches:
         )
         return effects_of(result)
 
+    def lags(self, head: str) -> tuple[int, int]:
+        """How many tokens a head's queries and keys read back through weights; 1 is the current."""
+        try:
+            ways = routes(self.viewed.model, head)
+        except TypeError:  # a model whose weights are not read
+            return 1, 1
+        return ways["q"].lags, ways["k"].lags
+
     def cells(self, head: str) -> Cells:
         """What the head's score loses without one pair of lags; empty where it reads none back."""
-        model = self.seen.model
-        if not isinstance(model, HookedSequenceModel):
-            return {}
-        ways = routes(model, head)
-        pairs = [(i, j) for i in range(ways["q"].lags) for j in range(ways["k"].lags)]
+        model, (n_query, n_key) = self.viewed.model, self.lags(head)
+        pairs = [(i, j) for i in range(n_query) for j in range(n_key)]
         if len(pairs) == 1:
             return {}
         units = {f"{head} {pair}": without_lag_pair(model, head, pair) for pair in pairs}
@@ -168,7 +168,8 @@ def into_head(patches: Patches, head: str, at_stake: float, loss_at_stake: float
     smeared = [edge for edge in _smeared(patches, head) if -edge.score.value >= enough]
     # What smearing adds is part of the way from the embedding to the keys: named for what it is.
     kept = [edge for edge in matching if not (smeared and edge.channel == "k")]
-    helpers = dict.fromkeys(edge.sender for edge in kept if HEAD.fullmatch(edge.sender))
+    heads = patches.viewed.head_labels
+    helpers = dict.fromkeys(edge.sender for edge in kept if edge.sender in heads)
     upstream = [
         edge
         for helper in helpers
@@ -218,14 +219,14 @@ def _carrying(
     at_stake: float,
 ) -> list[Edge]:
     """The paths into a head that carry enough of what is at stake, whose sign is that of a cut."""
-    seen = patches.seen
-    catalogue = Catalogue.of(seen, patches.tokens.shape[1])
-    ends = {_end(seen, receiver, channel): channel for channel in channels}
+    viewed = patches.viewed
+    catalogue = Catalogue.of(viewed, patches.tokens.shape[1])
     paths = {
-        path.label: Edge(sender, end.partition(".")[0], channel, head)
-        for sender in _senders(catalogue, receiver)
-        for end, channel in ends.items()
-        if (path := catalogue.path(catalogue.units(sender)[0], end)) is not None
+        path.label: Edge(sender.label, at, channel, head)
+        for sender in catalogue.units(_senders(catalogue, receiver))
+        for at, channel in ((_reading(viewed, receiver, channel), channel) for channel in channels)
+        for end in catalogue.units(f"{at}.{channel}")
+        if (path := catalogue.path(sender, end)) is not None
     }
     found = patches.effects(list(paths), metric, compare=False)
     sign = math.copysign(1.0, at_stake)
@@ -237,27 +238,19 @@ def _carrying(
     ]
 
 
-def _senders(catalogue: Catalogue, receiver: str) -> Iterator[str]:
-    """What lies below a head and can tell it something."""
-    top = _layer(receiver)
-    for label in catalogue.places:
-        match = SENDER.fullmatch(label)
-        if label == "embed" or (match and int(match[1]) < top):
-            yield label
+def _senders(catalogue: Catalogue, receiver: str) -> list[str]:
+    """What lies below a head: the embedding, terms, and sublayers that are not split into terms."""
+    viewed, labels = catalogue.viewed, ["embed"]
+    for layer in range(viewed.head(receiver)[0]):
+        for sublayer in sorted(viewed.sublayers(layer), key=lambda one: bool(one.terms)):
+            labels += [one.label for one in sublayer.terms or (sublayer.writer,)]
+    return [label for label in labels if label in catalogue.components]
 
 
-def _end(seen: View, head: str, channel: str) -> str:
-    """The label of a channel; heads that share keys and values share their labels."""
-    layer, index = _layer(head), int(head.partition("H")[2])
-    if channel != "q":
-        index = index * seen.key_heads(layer) // seen.heads[layer]
-    return f"L{layer}H{index}.{channel}"
-
-
-def _layer(head: str) -> int:
-    match = HEAD.fullmatch(head)
-    assert match is not None
-    return int(match[1])
+def _reading(viewed: View, head: str, channel: str) -> str:
+    """Whose queries, keys or values a head has: heads may share keys and values."""
+    layer, number = viewed.head(head)
+    return f"L{layer}H{number * len(viewed.readers(layer, channel)) // viewed.heads[layer]}"
 
 
 def _smeared(patches: Patches, head: str) -> list[Edge]:
@@ -265,11 +258,8 @@ def _smeared(patches: Patches, head: str) -> list[Edge]:
 
     Nothing, if a head's keys are not smeared, or a convolution below lets it read earlier tokens.
     """
-    model = patches.seen.model
-    if not isinstance(model, HookedSequenceModel):
-        return []
-    ways, (layer, _) = routes(model, head), place_of(model, head)
-    if model.attn(layer).smear is None or ways["q"].lags > 1:
+    model, (n_query, n_key) = patches.viewed.model, patches.lags(head)
+    if n_query > 1 or n_key == 1:
         return []
     units = {SMEAR: without_lag_pair(model, head, (0, 1))}
     effects = [

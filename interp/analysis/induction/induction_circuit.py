@@ -20,7 +20,6 @@ from interp.analysis.induction.candidates import (
 from interp.analysis.induction.decision import Decision, Removal, averaged, decide
 from interp.analysis.induction.edges import Cells, Edge, Effect, Patches, into_head, measured
 from interp.analysis.interventions.metrics import SecondCopyLoss
-from interp.analysis.interventions.units import HEAD
 from interp.analysis.probes.probe import origin_of, probe_for
 from interp.analysis.probes.sequences import RepeatedTokens, copy_length, repeated_tokens
 from interp.models.shapes import Tokens
@@ -183,16 +182,16 @@ def induction_circuit(
     >>> induction_circuit(model, n=15, n_sequences=4).sentence[:21]
     'No induction circuit:'
     """
-    seen = view(model)
+    viewed = view(model)
     _check_numbers(n_sequences=(n_sequences, 2), most_heads=(most_heads, 1), n_random=(n_random, 1))
     for name, value in (("least", least), ("share", share)):
         if not 0 < value <= 1:
             raise ValueError(f"{name}={value} must be above 0 and at most 1")
-    seen.check_predicts_next("loss on a second copy, which the circuit is judged by")
-    length = copy_length(seen.n_ctx) if n is None else n
-    probe = probe_for(seen, length, n_sequences, seed)
-    patches = Patches(seen, probe.tokens, _unrepeated(seen, probe), share, n_random, seed)
-    untrained = score_of_random_weights(seen, probe, n_random, seed)
+    viewed.check_predicts_next("loss on a second copy, which the circuit is judged by")
+    length = copy_length(viewed.n_ctx) if n is None else n
+    probe = probe_for(viewed, length, n_sequences, seed)
+    patches = Patches(viewed, probe.tokens, _unrepeated(viewed, probe), share, n_random, seed)
+    untrained = score_of_random_weights(viewed, probe, n_random, seed)
     decision = _decided(patches, probe, untrained, least)
     if not decision.found:
         # A head that copies by distance does on this probe what an induction head does.
@@ -212,14 +211,14 @@ def _decided(
     least: float,
     distant: Sequence[str] = (),
 ) -> Decision:
-    scores = induction_candidates(patches.seen, probe, patches.n_random, untrained, None)
+    scores = induction_candidates(patches.viewed, probe, patches.n_random, untrained, None)
     return decide(Removal(patches, probe), scores, least, patches.share, distant)
 
 
 def _found(
     patches: Patches, probe: RepeatedTokens, decision: Decision, most_heads: int
 ) -> InductionCircuit:
-    seen, heads = patches.seen, decision.heads[:most_heads]
+    viewed, heads = patches.viewed, decision.heads[:most_heads]
     removal = {"+".join(decision.heads): decision.removal}
     edges: dict[str, Edge] = {}
     earlier: list[str] = []
@@ -234,9 +233,9 @@ def _found(
         earlier += group
     measured = tuple(edges.values())
     cells = {head: cells for head in heads if (cells := patches.cells(head))}
-    helpers = _attended(seen, probe, measured)
+    helpers = _attended(viewed, probe, measured)
     origin = {
-        **origin_of(seen, probe),
+        **origin_of(viewed, probe),
         "n_sequences": len(probe.tokens),
         "n_random": patches.n_random,
         "heads": {head: decision.attended[head] for head in decision.heads},
@@ -245,14 +244,14 @@ def _found(
     }
     return InductionCircuit(
         True,
-        words.of_circuit(decision, heads, measured, cells, helpers),
+        words.of_circuit(decision, heads, measured, cells, {**_lags(viewed), **helpers}),
         tuple(decision.heads),
         measured,
-        _graph(measured, _composition(seen.model, measured, patches.seed), origin),
+        _graph(measured, _composition(viewed, measured, patches.seed), origin),
         decision.scores,
         removal,
         cells,
-        **_told(decision),
+        **_stated(decision),
     )
 
 
@@ -267,11 +266,11 @@ def _none(decision: Decision, distant: Sequence[str], least: float) -> Induction
         decision.scores,
         {"+".join(heads): decision.removal} if heads else {},
         {},
-        **_told(decision),
+        **_stated(decision),
     )
 
 
-def _told(decision: Decision) -> dict[str, Any]:
+def _stated(decision: Decision) -> dict[str, Any]:
     """What both answers state."""
     later = [head for group in decision.groups[1:] for head in group]
     return {
@@ -290,13 +289,13 @@ def _check_numbers(**numbers: tuple[int, int]) -> None:
             raise ValueError(f"{name}={value} is too small; it must be at least {bound}")
 
 
-def _unrepeated(seen: View, probe: RepeatedTokens) -> Tokens:
+def _unrepeated(viewed: View, probe: RepeatedTokens) -> Tokens:
     """Sequences of the probe's length in which nothing repeats, where the vocabulary allows it."""
     twice = repeated_tokens(
         2 * probe.n,
-        d_vocab=seen.d_vocab,
-        bos=seen.bos,
-        exclude=seen.special_tokens,
+        d_vocab=viewed.d_vocab,
+        bos=viewed.bos,
+        exclude=viewed.special_tokens,
         n_sequences=len(probe.tokens),
         seed=probe.seed + 1,
     )
@@ -320,10 +319,11 @@ def _edges(
     return strongest
 
 
-def _attended(seen: View, probe: RepeatedTokens, edges: Sequence[Edge]) -> dict[str, Attended]:
+def _attended(viewed: View, probe: RepeatedTokens, edges: Sequence[Edge]) -> dict[str, Attended]:
     """What the heads that an induction head reads attend to most, and how much."""
-    helpers = dict.fromkeys(edge.sender for edge in edges if edge.receiver in seen.head_labels)
-    helpers = [sender for sender in helpers if HEAD.fullmatch(sender)]
+    heads = viewed.head_labels
+    senders = dict.fromkeys(edge.sender for edge in edges if edge.receiver in heads)
+    helpers = [sender for sender in senders if sender in heads]
     if not helpers:
         return {}
     later = range(1, probe.tokens.shape[1])
@@ -333,15 +333,25 @@ def _attended(seen: View, probe: RepeatedTokens, edges: Sequence[Edge]) -> dict[
         "first token": column(later, key=0),
         "duplicate token": stripe(probe.positions(1), offset=probe.n),
     }
-    scores = measure(seen, probe.tokens, targets, "attended", origin_of(seen, probe))
+    scores = measure(viewed, probe.tokens, targets, "attended", origin_of(viewed, probe))
     best = {helper: scores.sel(head=helper) for helper in helpers}
     return {helper: (part.best(), float(part.values.max())) for helper, part in best.items()}
 
 
-def _composition(model: Any, edges: Sequence[Edge], seed: int) -> dict[str, tuple[float, float]]:
+def _lags(viewed: View) -> dict[str, int]:
+    """The lag that each term of a convolution is."""
+    lags = {}
+    for layer in range(viewed.n_layers):
+        for sublayer in viewed.sublayers(layer):
+            terms = (term.label for term in sublayer.terms if term.kind == "lag")
+            lags |= {label: lag for lag, label in enumerate(terms)}
+    return lags
+
+
+def _composition(viewed: View, edges: Sequence[Edge], seed: int) -> dict[str, tuple[float, float]]:
     """How far the weights of two ends compose beyond random rotations, and the z-value of that."""
     try:
-        table = composition_scores(model, n_rotations=50, seed=seed)
+        table = composition_scores(viewed.model, n_rotations=50, seed=seed)
     except ValueError:  # nothing to compose, or weights that cannot be read
         return {}
     found = {}

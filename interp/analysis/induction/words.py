@@ -1,14 +1,12 @@
 """An induction circuit, or the lack of one, in plain words."""
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from interp.analysis.induction.decision import Decision
 from interp.analysis.induction.edges import SMEAR, Cells, Edge, Effect
 from interp.results.result import Result
 
-LAG = re.compile(r"L\d+\.lag(\d+)")
 OTHERS = {"embed": "the embedding", SMEAR: "the key before, by smearing"}
 COPIES = 0.1
 """Nats: a model for which the repetition is worth less is not said to copy."""
@@ -78,7 +76,7 @@ def of_circuit(
     followed: Sequence[str],
     edges: Sequence[Edge],
     cells: Mapping[str, Cells],
-    attended: Mapping[str, tuple[str, float]],
+    attended: Mapping[str, int | tuple[str, float]],
 ) -> str:
     """What the heads read, and what they are worth."""
     heads, (first, *later) = decision.heads, decision.groups
@@ -139,7 +137,7 @@ def _explained(decision: Decision) -> str:
 
 
 def _reads(
-    head: str, edges: Sequence[Edge], cells: Cells, attended: Mapping[str, tuple[str, float]]
+    head: str, edges: Sequence[Edge], cells: Cells, attended: Mapping[str, int | tuple[str, float]]
 ) -> str:
     into = [edge for edge in edges if edge.receiver == head]
     parts = []
@@ -165,14 +163,13 @@ def _cell(cells: Cells) -> str:
     return f"; without query lag {pair[0]} against key lag {pair[1]}: score {effect.value:+.2f}"
 
 
-def _named(sender: str, attended: Mapping[str, tuple[str, float]]) -> str:
-    lag = LAG.fullmatch(sender)
-    if lag:
-        nearest = {"0": "the current token", "1": "the token before"}
-        return f"{nearest.get(lag[1], f'the token {lag[1]} before')} through {sender}"
+def _named(sender: str, attended: Mapping[str, int | tuple[str, float]]) -> str:
+    if isinstance(known := attended.get(sender), int):
+        nearest = {0: "the current token", 1: "the token before"}
+        return f"{nearest.get(known, f'the token {known} before')} through {sender}"
     if sender in OTHERS:
         return OTHERS[sender]
-    where, how_much = attended.get(sender, ("", 0.0))
+    where, how_much = known or ("", 0.0)
     return f"the {where.replace(' ', '-')} head {sender}" if how_much > MOSTLY else sender
 
 

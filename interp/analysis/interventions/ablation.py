@@ -3,18 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, combinations
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from interp.analysis.interventions.checks import (
-    Method,
-    as_tokens,
-    check_measure,
-    check_method,
-    check_options,
-    source_of,
-)
 from interp.analysis.interventions.controls import (
     Control,
     Draws,
@@ -32,15 +24,17 @@ from interp.analysis.interventions.effects import (
     unit_axes,
 )
 from interp.analysis.interventions.metrics import Metric, metric_of
-from interp.analysis.interventions.sweep import Sweep
-from interp.analysis.interventions.unit_index import Catalogue, Given
-from interp.analysis.interventions.units import Unit
+from interp.analysis.interventions.replacements import source_of
+from interp.analysis.interventions.sweep import Sweep, as_tokens, check_measure
+from interp.analysis.interventions.units import Catalogue, Given, Unit
 from interp.analysis.probes.probe import handed_in
 from interp.analysis.probes.sequences import RepeatedTokens
 from interp.models.shapes import Tokens
 from interp.results.result import Result
 from interp.results.sampling import Groups, Sampling
-from interp.views import view
+from interp.views import View, view
+
+Method = Literal["zero", "mean", "resample", "pattern_preserving"]
 
 
 def ablate(
@@ -122,33 +116,33 @@ def ablate(
     >>> ablate(model, tokens, ["L0.lag1", "L0.lag1->L1H3.k"], "mean").axes
     ('measure', 'component')
     """
-    seen = view(model)
+    viewed = view(model)
     drawn = isinstance(tokens, RepeatedTokens)
-    tokens = as_tokens(seen, tokens)
+    tokens = as_tokens(viewed, tokens)
     sampling = Sampling.of(groups, len(tokens))
-    check_options(method, control, n_random, pairs and cumulative)
+    _check_options(method, control, n_random, pairs and cumulative)
     judged = metric_of(metric)
-    catalogue = Catalogue.of(seen, tokens.shape[1])
+    catalogue = Catalogue.of(viewed, tokens.shape[1])
     chosen = catalogue.units(units)
-    check_method(seen, method, judged, tokens, reference)
-    check_measure(seen, judged, tokens, max_batch)
+    _check_method(viewed, method, judged, tokens, reference)
+    check_measure(viewed, judged, tokens, max_batch)
     if control is None:
         control = default_control(catalogue, chosen)
     elif control != "none":
         check_control(control, catalogue, chosen)
-    seen.check_finite()
+    viewed.check_finite()
     sweep = Sweep(
-        seen,
+        viewed,
         tokens,
         judged,
-        source_of(seen, tokens, method, reference, seed, max_batch),
+        source_of(viewed, tokens, method, reference, seed, max_batch),
         max_batch,
         holds_patterns=method == "pattern_preserving",
         task="ablating",
     )
     ablation = _Ablation(sweep, catalogue, chosen, control, n_random, seed, sampling)
     origin = {
-        **handed_in(seen, tokens, sampling),
+        **handed_in(viewed, tokens, sampling),
         **({"sequences": "drawn independently"} if drawn and not sampling.grouped else {}),
         "variant": f"{method.replace('_', ' ')} ablation, {judged.name.replace('_', ' ')}",
         "method": method,
@@ -179,7 +173,7 @@ class _Ablation:
         draws = self._draws(self.units)
         clean, changed = self._measure(draws.changes)
         rows = effect_rows(clean, changed, draws.controls, self.sampling)
-        axes = unit_axes([unit.label for unit in self.units], self._positions)
+        axes = unit_axes(self.units, self._positions)
         return self._result("ablation_effect", rows, axes, origin)
 
     def pairs(self, origin: Mapping[str, Any]) -> Result:
@@ -204,7 +198,7 @@ class _Ablation:
         if self.control != "none":
             rows |= control_rows((changed - clean).mean(1), others)
         labels = [unit.label for unit in self.units]
-        axes = unit_axes(labels, self._positions)
+        axes = unit_axes(self.units, self._positions)
         axis = next(iter(axes))
         return self._result(
             "pair_ablation_effect", rows, {axis: labels, "other": labels, **axes}, origin
@@ -239,7 +233,7 @@ class _Ablation:
         if self.control == "units":
             return Draws.of_units(self.catalogue, units, self.n_random, self.seed)
         if self.control == "directions":
-            width = self.sweep.seen.model.cfg.d_model
+            width = self.sweep.viewed.model.cfg.d_model
             return Draws.of_directions(units, self.n_random, self.seed, width)
         return Draws.without(units)
 
@@ -259,3 +253,44 @@ class _Ablation:
         origin: Mapping[str, Any],
     ) -> Result:
         return effects(name, rows, axes, self.sweep.metric.unit, origin)
+
+
+def _check_options(
+    method: Method, control: Control | None, n_random: int, both_orders: bool
+) -> None:
+    """Refuse a method or control that there is not, and two orders at once."""
+    for name, value, kind in (("method", method, Method), ("control", control, Control)):
+        if value is not None and value not in get_args(kind):
+            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(get_args(kind))}")
+    if n_random < 1:
+        raise ValueError(f"n_random={n_random} must be at least 1; control='none' draws nothing")
+    if both_orders:
+        raise ValueError("pairs and cumulative are two questions; ask for one of them")
+
+
+def _check_method(
+    viewed: View, method: Method, metric: Metric, tokens: Tokens, reference: Tokens | None
+) -> None:
+    """Refuse what a method cannot do to this model, metric or these tokens."""
+    if method == "pattern_preserving" and metric.reads_attention:
+        raise ValueError(
+            "pattern_preserving holds every attention pattern at its clean value, so "
+            f"{metric.name} cannot change; use method='zero'"
+        )
+    if method not in ("mean", "resample"):
+        if reference is not None:
+            raise ValueError(f"method={method!r} takes nothing from a reference; leave it out")
+        return
+    if reference is None:
+        if len(tokens) == 1:
+            raise ValueError(
+                f"method={method!r} takes its values from other sequences, but there is one only; "
+                "give several, or a reference"
+            )
+        return
+    viewed.check_tokens(reference)
+    if reference.shape[1] != tokens.shape[1]:
+        raise ValueError(
+            f"the reference has sequences of {reference.shape[1]} tokens, the tokens of "
+            f"{tokens.shape[1]}; both must be of one length"
+        )

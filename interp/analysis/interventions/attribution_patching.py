@@ -1,6 +1,7 @@
 """Activation patching of everything at once, to first order: the gradient's estimate."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -11,19 +12,17 @@ from torch import Tensor
 
 from interp.analysis.interventions.edits import Batch, Change, Edit, edited, names_for
 from interp.analysis.interventions.effects import Row, effects, unit_axes
-from interp.analysis.interventions.gradients import gradients
 from interp.analysis.interventions.memory import rows_that_fit
-from interp.analysis.interventions.metrics import LogitMetric, Metric
-from interp.analysis.interventions.patching import Direction
-from interp.analysis.interventions.patching import _Runs as Runs
+from interp.analysis.interventions.metrics import Metric, Pass
+from interp.analysis.interventions.patching import Direction, Runs
 from interp.analysis.interventions.replacements import Numbers, OtherRun
-from interp.analysis.interventions.sweep import Sweep
 from interp.analysis.interventions.units import Unit
 from interp.analysis.probes.probe import handed_in
 from interp.models.hooks import nearest
 from interp.models.shapes import Tokens
 from interp.results.result import Result
 from interp.results.sampling import Groups
+from interp.views import View, keeping
 
 
 def attribution_patch(
@@ -102,13 +101,13 @@ def attribution_patch(
     rows |= _compared(runs, estimates, tried, labels)
     exactly = rows["exact"][0]
     origin = {
-        **handed_in(runs.seen, runs.tokens, runs.sampling),
+        **handed_in(runs.viewed, runs.tokens, runs.sampling),
         "variant": f"{direction.removesuffix('e')}ing, {runs.metric.name.replace('_', ' ')}",
         "direction": direction,
         "metric": runs.metric.name,
         "correlation": _correlation(rows["estimate"][0], exactly),
     }
-    axes = unit_axes(labels, None)
+    axes = unit_axes(chosen, None)
     return effects("attribution_patching", rows, axes, runs.metric.unit, origin)
 
 
@@ -134,27 +133,26 @@ def _estimates(runs: Runs, units: Sequence[Unit]) -> Float64[Tensor, "unit batch
 
 
 def _at_once(runs: Runs) -> int:
-    metric = runs.metric
-    if isinstance(metric, LogitMetric) and metric.takes_all:
+    if runs.metric.takes_all:
         return len(runs.tokens)
     if runs.max_batch is not None:
         return runs.max_batch
     n_pos = runs.tokens.shape[1]
-    fitting = rows_that_fit(runs.seen, n_pos, with_patterns=True, with_logits=True)
-    return max(1, fitting // runs.seen.n_layers)  # the graph keeps every layer's activations
+    fitting = rows_that_fit(runs.viewed, n_pos, with_patterns=True, with_logits=True)
+    return max(1, fitting // runs.viewed.n_layers)  # the graph keeps every layer's activations
 
 
 def _some(runs: Runs, units: Sequence[Unit], numbers: Numbers) -> Float64[Tensor, "unit batch"]:
-    seen, tokens = runs.seen, runs.tokens[numbers]
+    viewed, tokens = runs.viewed, runs.tokens[numbers]
     changes = [Change(unit) for unit in units]
-    names = {name for change in changes for name in names_for(seen, change)}
+    names = {name for change in changes for name in names_for(viewed, change)}
     names |= {site.hook for unit in units for site in unit.sites}
-    felt = gradients(seen, tokens, runs.metric, names, numbers)
+    at = gradients(viewed, tokens, runs.metric, names, numbers)
     sources = {site.hook for unit in units for site in unit.sources}
     with torch.no_grad():
-        other = OtherRun(runs.source).values(seen, numbers, sources, felt.activations)
-        starts = seen.starts_anywhere and seen.is_silent
-        batch = Batch(seen, tokens, felt.activations, other, starts)
+        other = OtherRun(runs.source).values(viewed, numbers, sources, at.activations)
+        starts = viewed.starts_anywhere and viewed.is_silent
+        batch = Batch(viewed, tokens, at.activations, other, starts)
         estimates = []
         for change in changes:
             effect = torch.zeros(len(tokens), dtype=torch.float64)
@@ -163,7 +161,7 @@ def _some(runs: Runs, units: Sequence[Unit], numbers: Numbers) -> Float64[Tensor
             for hook, here in groupby(batch.edits(change), key=lambda edit: edit.site.hook):
                 edits = list(here)
                 before = batch.now(done, [hook])[hook]
-                product = (edited(before, edits) - before).double() * felt.gradients[hook].double()
+                product = (edited(before, edits) - before).double() * at.gradients[hook].double()
                 effect += product.flatten(1).sum(1).cpu()
                 done += edits
             estimates.append(effect)
@@ -176,9 +174,7 @@ def _compared(
     """The exact effects, and by how much the estimates miss them."""
     exact = np.full_like(estimates, np.nan)
     if tried:
-        source = OtherRun(runs.source)
-        sweep = Sweep(runs.seen, runs.tokens, runs.metric, source, runs.max_batch, task="patching")
-        before, after = sweep.measure([Change(unit) for unit in tried])
+        before, after = runs.sweep(runs.tokens).measure([Change(unit) for unit in tried])
         exact[[labels.index(unit.label) for unit in tried]] = (after - before).numpy()
     return {
         "exact": runs.mean_and_error(exact),
@@ -193,3 +189,37 @@ def _correlation(estimates: np.ndarray, exact: np.ndarray) -> float | None:
     if known.sum() < 3 or not (pairs.std(1) > 0).all():
         return None
     return float(np.corrcoef(pairs)[0, 1])
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """By hook point, activations and the gradient that a metric has there."""
+
+    activations: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor]
+
+
+def gradients(
+    viewed: View, tokens: Tokens, metric: Metric, names: Collection[str], numbers: Numbers
+) -> Gradients:
+    """How a metric depends on activations: one forward pass, one backward, no parameter touched.
+
+    Raises:
+        ValueError: one of the hook points is silent.
+    """
+    kept: dict[str, Tensor] = {}
+    with viewed.gradients():
+        total = metric.measure(Pass(viewed, tokens, numbers, hooks=keeping(names, kept))).sum()
+        found: Sequence[Tensor | None] = [None] * len(kept)
+        if total.requires_grad:
+            found = torch.autograd.grad(total, list(kept.values()), allow_unused=True)
+    # Without a gradient: what comes after all that the metric reads.
+    gradients = {
+        name: torch.zeros_like(x) if gradient is None else gradient
+        for (name, x), gradient in zip(kept.items(), found, strict=True)
+    }
+    activations = {name: x.detach() for name, x in kept.items()}
+    # An attention metric stops the pass where nothing above can change it.
+    for name, x in viewed.capture(tokens, set(names) - set(kept)).items():
+        activations[name], gradients[name] = x, torch.zeros_like(x)
+    return Gradients(activations, gradients)

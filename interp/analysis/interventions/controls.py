@@ -16,8 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.analysis.interventions.edits import Change
-from interp.analysis.interventions.unit_index import Catalogue
-from interp.analysis.interventions.units import Unit, stream_hook
+from interp.analysis.interventions.units import Catalogue, Unit
 from interp.views import View
 
 Control = Literal["units", "directions", "none"]
@@ -30,7 +29,7 @@ def default_control(catalogue: Catalogue, units: Sequence[Unit]) -> Control:
     """Random units where there are enough of them, else random directions, else nothing."""
     if all(_number_of_others(catalogue, unit) >= FEWEST_OTHERS for unit in units):
         return "units"
-    return "directions" if all(has_directions(unit, catalogue.seen) for unit in units) else "none"
+    return "directions" if all(has_directions(unit, catalogue.viewed) for unit in units) else "none"
 
 
 def check_control(control: Control, catalogue: Catalogue, units: Sequence[Unit]) -> None:
@@ -40,10 +39,11 @@ def check_control(control: Control, catalogue: Catalogue, units: Sequence[Unit])
         ValueError: the message names the unit and the remedy.
     """
     for unit in units:
-        if control == "directions" and not has_directions(unit, catalogue.seen):
+        if control == "directions" and not has_directions(unit, catalogue.viewed):
             raise ValueError(
-                f"{unit.label} writes nothing to the stream by itself{_bent(unit, catalogue.seen)},"
-                " so its change has no direction there; use control='units' or control='none'"
+                f"{unit.label} writes nothing to the stream by itself"
+                f"{_bent(unit, catalogue.viewed)}, so its change has no direction there; use "
+                "control='units' or control='none'"
             )
         if control == "units" and not _number_of_others(catalogue, unit):
             raise ValueError(
@@ -52,16 +52,16 @@ def check_control(control: Control, catalogue: Catalogue, units: Sequence[Unit])
             )
 
 
-def has_directions(unit: Unit, seen: View) -> bool:
+def has_directions(unit: Unit, viewed: View) -> bool:
     """Whether a unit's change is a change of the stream, or on a path begins as one."""
-    added = bool(unit.sources) and all(stream_hook(site) for site in unit.sources)
-    return added and not _bent(unit, seen)
+    added = bool(unit.sources) and all(site.stream for site in unit.sources)
+    return added and not _bent(unit, viewed)
 
 
-def _bent(unit: Unit, seen: View) -> str:
-    """Why what heads attended to is not added to the stream through W_O, if so."""
-    layers = {site.reads[0] for site in unit.sources if site.hook.endswith("attn.hook_z")}
-    reasons = (seen.bent_heads(layer) for layer in sorted(layers))
+def _bent(unit: Unit, viewed: View) -> str:
+    """Why what a unit's terms are read at is not added to the stream through their maps, if so."""
+    layers = {site.reads[0] for site in unit.sources if site.terms}
+    reasons = (viewed.bent_heads(layer) for layer in sorted(layers))
     return next((f" ({reason})" for reason in reasons if reason), "")
 
 
@@ -85,21 +85,21 @@ class Draws:
         draws = cls([Change(unit) for unit in units])
         generator = torch.Generator().manual_seed(seed)
         kinds = [_kinds(catalogue, unit) for unit in units]
-        known = {frozenset(unit.members): number for number, unit in enumerate(units)}
+        known = {_labels(unit): number for number, unit in enumerate(units)}
         for number, unit in enumerate(units):
             others = [
                 i
                 for i, kind in enumerate(kinds)
-                if kind == kinds[number] and {*units[i].members} != {*unit.members}
+                if kind == kinds[number] and _labels(units[i]) != _labels(unit)
             ]
-            drawn = {frozenset(units[i].members) for i in others}
+            drawn = {_labels(units[i]) for i in others}
             pools = _pools(catalogue, unit)
             for _ in range(50 * n_random):  # where there are few sets, some come up again and again
                 if len(others) >= n_random:
                     break
                 chosen = _draw(pools, generator)
-                key = frozenset(chosen.members)
-                if len(key) < len(unit.members) or key in drawn or key == {*unit.members}:
+                key = _labels(chosen)
+                if len(key) < len(unit.members) or key in drawn or key == _labels(unit):
                     continue
                 if key not in known:
                     known[key] = len(draws.changes)
@@ -142,7 +142,7 @@ def random_orders(
     kinds = Counter(kind for unit in units for kind in _kinds(catalogue, unit))
     pool = list(units)
     if len(kinds) == 1 and all(len(unit.members) == 1 for unit in units):
-        pool = list(catalogue.like(units[0].label)) or pool
+        pool = list(catalogue.like(units[0])) or pool
     generator = torch.Generator().manual_seed(seed)
     return [
         [pool[i] for i in torch.randperm(len(pool), generator=generator).tolist()[: len(units)]]
@@ -152,7 +152,11 @@ def random_orders(
 
 def _pools(catalogue: Catalogue, unit: Unit) -> list[tuple[Unit, ...]]:
     """For each member of a unit, all units of its kind."""
-    return [catalogue.like(label) for label in unit.members] if not unit.hooks else []
+    return [catalogue.like(member) for member in unit.members] if not unit.hooks else []
+
+
+def _labels(unit: Unit) -> frozenset[str]:
+    return frozenset(member.label for member in unit.members)
 
 
 def _kinds(catalogue: Catalogue, unit: Unit) -> tuple[str, ...]:

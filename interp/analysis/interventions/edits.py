@@ -1,6 +1,6 @@
 """From units to what is written over which activation, for one batch of sequences."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,9 +10,10 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from interp.analysis.interventions.replacements import Activations
-from interp.analysis.interventions.units import Order, Part, Site, Unit, stream_hook
+from interp.analysis.interventions.units import Part, Site, Unit
+from interp.models.description import Order, Step, stream_hook
 from interp.models.description import between as all_between
-from interp.models.shapes import Heads, Stream, Tokens
+from interp.models.shapes import Stream, Tokens
 from interp.views import Hook, Start, View
 
 Rotation = Float[Tensor, "d_model d_model"]
@@ -43,13 +44,26 @@ class Edit:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a change enters a model: nothing below is touched by it.
+    """Where a change enters a model: nothing below is touched by it, and need not run again.
+
+    A layer l whose one mixer reads the stream x, and whose MLP reads after it, makes of it
+
+        y  = x + m          m  = mixer(norm(x))
+        x' = y + mlp(norm(y))
+
+    What changes only m, or comes after it, needs x and m of the clean run and neither the mixer nor
+    anything below: the pass starts above the mixer, from x and the changed m. If m is a sum of
+    terms, heads or lags, of which some are changed by Δ_i, then
+
+        m̃ = m + Σ_i Δ_i W_i
+
+    with W_i the map from what term i is read at to the stream: W_O for a head; none for a lag that
+    is a vector of the stream already (`written`).
 
     Attributes:
         layer: the first layer that has to run.
-        stream: the hook point of what enters it; None if the embedding itself is changed.
-        mixed: the hook point of what its heads or lags write, if only that and what comes after it
-            is changed: then they need not run either.
+        stream: the hook point of x; None if the embedding itself is changed.
+        mixed: the hook point of m, if only that and what comes after it is changed.
     """
 
     layer: int
@@ -57,19 +71,19 @@ class Entry:
     mixed: str | None = None
 
     @classmethod
-    def of(cls, sites: Sequence[Site], seen: View) -> "Entry":
+    def of(cls, sites: Sequence[Site], viewed: View) -> "Entry":
         """Of a change of these sites."""
         layer = min(site.reads[0] for site in sites)
         if layer < 0:
             return cls(0, None)
-        if layer >= seen.n_layers:
-            return cls(seen.n_layers, f"blocks.{seen.n_layers - 1}.hook_resid_post")
+        if layer >= viewed.n_layers:
+            return cls(viewed.n_layers, stream_hook(viewed.n_layers - 1, "resid_post"))
         here = [site for site in sites if site.reads[0] == layer]
-        mixed = mixer(seen, layer)
+        mixed = mixer(viewed, layer)
         added = mixed is not None and all(
-            stream_hook(site) == mixed or site.is_after_mixer for site in here
+            site.stream == mixed or site.is_after_mixer for site in here
         )
-        return cls(layer, f"blocks.{layer}.hook_resid_pre", mixed if added else None)
+        return cls(layer, stream_hook(layer, "resid_pre"), mixed if added else None)
 
     @property
     def names(self) -> set[str]:
@@ -82,7 +96,7 @@ class Batch:
     """Some sequences, what the model makes of them, and the values that are put in instead.
 
     Attributes:
-        seen: the model.
+        viewed: the model.
         tokens: the sequences.
         clean: activations of the undisturbed run, in the order in which it computes them.
         other: activations that values are taken from.
@@ -90,7 +104,7 @@ class Batch:
         holds_patterns: whether every attention pattern is held at its clean value.
     """
 
-    seen: View
+    viewed: View
     tokens: Tokens
     clean: Activations
     other: Activations
@@ -104,7 +118,9 @@ class Batch:
 
     def now(self, edits: Sequence[Edit], names: Collection[str]) -> dict[str, Tensor]:
         """Activations of the run under these edits, at these hook points."""
-        changed = [name for name in names if any(_reaches(self.seen, edit, name) for edit in edits)]
+        changed = [
+            name for name in names if any(_reaches(self.viewed, edit, name) for edit in edits)
+        ]
         known = {name: self.clean[name] for name in names if name not in changed}
         return known | (self.run(edits, changed) if changed else {})
 
@@ -114,7 +130,9 @@ class Batch:
         """Activations under edits, while some other hook points are held at given values."""
         start, left = self.start([edits], names)
         holds = [holding(name, value) for name, value in (held or {}).items()]
-        return self.seen.capture(self.tokens, names, start=start, hooks=[*holds, *self.hooks(left)])
+        return self.viewed.capture(
+            self.tokens, names, start=start, hooks=[*holds, *self.hooks(left)]
+        )
 
     def hooks(self, changes: Sequence[Sequence[Edit]]) -> list[Hook]:
         """Hooks that make each change in its own copy of the sequences; patterns may be held."""
@@ -123,12 +141,13 @@ class Batch:
             return hooks
         held = [
             hook
-            for layer in self.seen.heads
-            for hook in self.seen.held_patterns(layer, self.clean[pattern_hook(layer)])
+            for layer, name in self.viewed.patterns.items()
+            for hook in self.viewed.held_patterns(layer, self.clean[name])
         ]
         # Held patterns mix values that are edited already, and what they give is edited after.
-        last = [hook for hook in hooks if hook[0].endswith("hook_z")]
-        return [*(hook for hook in hooks if hook not in last), *held, *last]
+        terms = {edit.site.hook for change in changes for edit in change if edit.site.terms}
+        first = [hook for hook in hooks if hook[0] not in terms]
+        return [*first, *held, *(hook for hook in hooks if hook[0] in terms)]
 
     def rank(self, name: str) -> int:
         """When the model computes this hook point, among those that are kept."""
@@ -147,20 +166,20 @@ class Batch:
         activations are asked for by name that would not be computed then.
         """
         edits = [list(change) for change in changes]
-        entry = Entry.of([edit.site for edit in edits[0]], self.seen)
+        entry = Entry.of([edit.site for edit in edits[0]], self.viewed)
         if not self.starts or entry.stream is None:
             return None, edits
         stream = self.clean[entry.stream]
         rows = stream.repeat(len(edits), *[1] * (stream.ndim - 1))
-        asked = [site_of(self.seen, name) for name in names]
-        within = any(site.reads[0] == entry.layer and not site.is_after_mixer for site in asked)
+        asked = [self.viewed.order(name)[0] for name in names]
+        within = any(layer == entry.layer and step <= Step.WRITTEN for layer, step in asked)
         if entry.mixed is None or within:
             return Start(entry.layer, rows), edits
         mixed, left = [], []
         for change in edits:
-            here = [edit for edit in change if stream_hook(edit.site) == entry.mixed]
-            left.append([edit for edit in change if stream_hook(edit.site) != entry.mixed])
-            mixed.append(written(self.seen, entry.mixed, here, self.clean))
+            here = [edit for edit in change if edit.site.stream == entry.mixed]
+            left.append([edit for edit in change if edit.site.stream != entry.mixed])
+            mixed.append(written(entry.mixed, here, self.clean))
         return Start(entry.layer, rows, torch.cat(mixed)), left
 
 
@@ -201,7 +220,7 @@ class _Joint:
 
     def _where(self, part: Part) -> str:
         turned = self.rotation is not None and part.sender is None
-        return (stream_hook(part.site) if turned else None) or part.site.hook
+        return (part.site.stream if turned else None) or part.site.hook
 
     def _replace(self, hook: str) -> list[Edit]:
         here = [part.site for part in self.parts if not part.sender and self._where(part) == hook]
@@ -209,8 +228,8 @@ class _Joint:
         if self.rotation is None or not edits:
             return edits
         now = self.batch.now(self._made, {hook, *(site.hook for site in here)})
-        difference = written(self.batch.seen, hook, edits, now) - now[hook]
-        site = site_of(self.batch.seen, hook)
+        difference = written(hook, edits, now) - now[hook]
+        site = Site.of_hook(self.batch.viewed, hook)
         return [Edit(site, now[hook] + difference @ self.rotation.to(difference))]
 
     def _receive(self, hook: str, also: Sequence[Unit] = ()) -> list[Edit]:
@@ -218,7 +237,9 @@ class _Joint:
         groups: dict[str, tuple[Site, list[Unit]]] = {}
         for part in self.parts:
             if part.sender is not None and part.site.hook == hook:
-                groups.setdefault(repr(part.site.index), (part.site, []))[1].append(part.sender)
+                groups.setdefault(repr(part.site.place.index), (part.site, []))[1].append(
+                    part.sender
+                )
         if len(groups) < 2:
             return [
                 Edit(site, site.of(self._arriving(hook, [*senders, *also])))
@@ -266,15 +287,15 @@ class _Joint:
         within its own layer, lose the senders too.
         """
         batch, before = self.batch, self._before(hook)
-        seen, receiver = batch.seen, site_of(batch.seen, hook)
-        sent = parts_below([part for sender in senders for part in sender.parts], receiver)
-        names = list(between(seen, Part(receiver, Unit(hook, sent))))
+        viewed, reads = batch.viewed, batch.viewed.order(hook)[0]
+        sent = parts_below([part for sender in senders for part in sender.parts], reads)
+        names = between(viewed, sent, reads)
         held = batch.now(before, names)
         levels = sorted({part.site.reads for part in sent})
-        holding_levels = {site_of(seen, name).reads for name in names}
+        holding_levels = {viewed.order(name)[0] for name in names}
         live = [edit for edit in before if edit.site.reads not in {*levels, *holding_levels}]
         for other in dict.fromkeys(edit.site.hook for edit in live if edit in self._received):
-            if parts_below(sent, site_of(seen, other)):
+            if parts_below(sent, viewed.order(other)[0]):
                 mine = [e for e in live if e in self._received and e.site.hook == other]
                 live = [*self._receive(other, senders), *(e for e in live if e not in mine)]
         for level in levels:
@@ -289,7 +310,7 @@ class _Joint:
                 [edit for edit in self._received if edit.site.reads < level],
             )
             new = lower.edits(level)
-            own = [name for name in names if site_of(seen, name).reads == level]
+            own = [name for name in names if viewed.order(name)[0] == level]
             if not own:
                 live += new
             elif all(edit.site.hook in own for edit in new):
@@ -303,46 +324,35 @@ def _at(name: str, edits: Sequence[Edit]) -> list[Edit]:
     return [edit for edit in edits if edit.site.hook == name]
 
 
-def _reaches(seen: View, edit: Edit, name: str) -> bool:
-    return edit.site.hook == name or edit.site.reads < site_of(seen, name).writes
+def _reaches(viewed: View, edit: Edit, name: str) -> bool:
+    return edit.site.hook == name or edit.site.reads < viewed.order(name)[1]
 
 
-def site_of(seen: View, hook: str) -> Site:
-    """All of an activation."""
-    writer = next((writer for writer in seen.writers if writer.contains(hook)), None)
-    return Site(hook, (), writer, writer is not None and writer.hook == hook)
+def parts_below(parts: Sequence[Part], reads: Order) -> tuple[Part, ...]:
+    """Those that what reads then can receive from."""
+    return tuple(part for part in parts if part.site.writes < reads)
 
 
-def parts_below(parts: Sequence[Part], site: Site) -> tuple[Part, ...]:
-    """Those that a site can receive from."""
-    return tuple(part for part in parts if part.site.writes < site.reads)
-
-
-def pattern_hook(layer: int) -> str:
-    """The hook point of a layer's attention pattern."""
-    return f"blocks.{layer}.attn.hook_pattern"
-
-
-def names_for(seen: View, change: Change) -> set[str]:
+def names_for(viewed: View, change: Change) -> set[str]:
     """The activations of the clean run that a change needs."""
     unit = change.unit
     paths = [part for part in unit.parts if part.sender is not None]
     names = {site.hook for site in unit.sources}
-    names |= {site.hook for site in unit.sites if stream_hook(site) is not None}
-    names |= {name for site in unit.sites for name in Entry.of([site], seen).names}
+    names |= {site.hook for site in unit.sites if site.stream is not None}
+    names |= {name for site in unit.sites for name in Entry.of([site], viewed).names}
     if paths and len(unit.parts) > 1:  # where they come in the model, and what is not received
         names |= {site.hook for site in unit.sites}
     for part in paths:
         for other in paths:
             # What a receiver higher up is to lose, a stream or its own layer's parts lose too.
             if other is part or _is_lost_on_the_way(part.site, other.site):
-                sent = parts_below(other.sender.parts if other.sender else (), part.site)
-                names |= set(between(seen, Part(part.site, Unit("", sent)))) if sent else set()
+                sent = parts_below(other.sender.parts if other.sender else (), part.site.reads)
+                names |= set(between(viewed, sent, part.site.reads))
         if part.sender is not None:
             names |= {site.hook for site in part.sender.sites}
-            names |= names_for(seen, Change(part.sender))
+            names |= names_for(viewed, Change(part.sender))
     if change.rotation is not None:
-        names |= {name for site in unit.sources if (name := stream_hook(site)) is not None}
+        names |= {site.stream for site in unit.sources if site.stream is not None}
     return names
 
 
@@ -351,40 +361,29 @@ def _is_lost_on_the_way(lower: Site, upper: Site) -> bool:
     return lower.reads == upper.reads or (is_stream and lower.reads < upper.reads)
 
 
-def mixer(seen: View, layer: int) -> str | None:
+def mixer(viewed: View, layer: int) -> str | None:
     """The hook point of what a layer's mixer writes; None where it has none, or several."""
-    mixers = [writer.hook for writer in seen.written_by(layer) if not writer.is_mlp]
+    mixers = [writer.hook for writer in viewed.written_by(layer) if not writer.is_mlp]
     return mixers[0] if len(mixers) == 1 else None
 
 
-def written(seen: View, name: str, edits: Sequence[Edit], clean: Activations) -> Stream:
-    """What stands at a hook point of the stream after edits there, or of the terms it sums up."""
+def written(name: str, edits: Sequence[Edit], clean: Activations) -> Stream:
+    """What stands at a hook point of the stream after edits there, or of the terms it sums up.
+
+    Terms that no edit touches are not multiplied out.
+    """
     out = clean[name]
     for hook in dict.fromkeys(edit.site.hook for edit in edits if edit.site.hook != name):
-        terms = [edit for edit in edits if edit.site.hook == hook]
-        if hook.endswith("hook_z"):
-            out = out + _written_by_heads(seen, terms[0].site.reads[0], clean[hook], terms)
-        else:
-            out = out + (edited(clean[hook], terms) - clean[hook]).sum(1)
-    here = [edit for edit in edits if edit.site.hook == name]
+        here = _at(hook, edits)
+        difference = edited(clean[hook], here) - clean[hook]
+        terms = {term.label: term for edit in here for term in edit.site.terms}
+        added = sum(term.written(difference) for term in terms.values())
+        writer = here[0].site.writer
+        assert writer is not None
+        # What is hooked is multiplied on the way to the stream, and terms are as they arrive there.
+        out = out + added / writer.scale
+    here = _at(name, edits)
     return edited(out, here) if here else out
-
-
-def _written_by_heads(seen: View, layer: int, z: Heads, edits: Sequence[Edit]) -> Stream:
-    """The change of what they write; heads that are not edited are not multiplied out."""
-    W_O = seen.output_map(layer)
-    indices = [edit.site.index for edit in edits]
-    if not all(len(index) > 1 and isinstance(index[1], int) for index in indices):
-        return torch.einsum("bphd,hdm->bpm", edited(z, edits) - z, W_O)
-    change = torch.zeros_like(W_O[0, 0]).expand(*z.shape[:2], -1)
-    for head in dict.fromkeys(index[1] for index in indices):
-        one = [
-            Edit(Site("", (index[0], *index[2:])), edit.value)
-            for index, edit in zip(indices, edits, strict=True)
-            if index[1] == head
-        ]
-        change = change + (edited(z[:, :, head], one) - z[:, :, head]) @ W_O[head]
-    return change
 
 
 def edited(activation: Tensor, edits: Sequence[Edit]) -> Tensor:
@@ -395,11 +394,10 @@ def edited(activation: Tensor, edits: Sequence[Edit]) -> Tensor:
     return new
 
 
-def between(seen: View, part: Part) -> Iterator[str]:
-    """What is written between a part's sender and its site: hook points, from below."""
-    assert part.sender is not None
-    first, last = min(site.writes for site in part.sender.sites), part.site.reads
-    return (writer.hook for writer in all_between(seen.writers, first, last))
+def between(viewed: View, sent: Sequence[Part], reads: Order) -> list[str]:
+    """What is written between what is sent and what reads then: hook points, from below."""
+    first = min((part.site.writes for part in sent), default=reads)
+    return [writer.hook for writer in all_between(viewed.writers, first, reads)]
 
 
 def holding(name: str, value: Tensor) -> Hook:

@@ -1,12 +1,11 @@
 """From what was measured to a `Result`: effects, their errors, and what chance would do."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from interp.analysis.interventions.units import HEAD
+from interp.analysis.interventions.units import Unit
 from interp.results.result import Result
 from interp.results.sampling import Sampling
 
@@ -85,24 +84,24 @@ def effects(
     )
 
 
-def unit_axes(labels: Sequence[str], measured: Sequence[int] | None) -> dict[str, Sequence[Any]]:
-    """The axes of units with these labels, of which a metric measures one or several positions.
+def unit_axes(units: Sequence[Unit], measured: Sequence[int] | None) -> dict[str, Sequence[Any]]:
+    """The axes of these units, of which a metric measures one or several positions.
 
     Units at single positions make a grid with an axis "position", where they are all there.
     """
-    names = [label.partition("@")[0] for label in labels]
-    axis = "head" if all(HEAD.fullmatch(name) for name in names) else "component"
-    if measured is None and (positions := _grid(labels)):
+    labels, names = [unit.label for unit in units], [unit.name for unit in units]
+    axis = "head" if all(unit.is_head for unit in units) else "component"
+    if measured is None and (positions := _grid(units)):
         return {axis: list(dict.fromkeys(names)), "position": positions}
-    axis = axis if names == list(labels) else "component"
+    axis = axis if names == labels else "component"
     return {axis: labels} if measured is None else {axis: labels, "position": measured}
 
 
-def _grid(labels: Sequence[str]) -> list[int]:
-    """The positions, where labels are every name at each of the same positions, of several."""
-    names = dict.fromkeys(label.partition("@")[0] for label in labels)
-    places = list(dict.fromkeys(label.partition("@")[2] for label in labels))
-    grid = [f"{name}@{place}" for name in names for place in places]
-    whole = all(re.fullmatch(r"-?\d+", place) for place in places)
-    many = whole and len(places) > 1 and list(labels) == grid
-    return [int(place) for place in places] if many else []
+def _grid(units: Sequence[Unit]) -> list[int]:
+    """The positions, where units are everything at each of the same positions, of several."""
+    names = dict.fromkeys(unit.name for unit in units)
+    positions = list({str(unit.position): unit.position for unit in units}.values())
+    whole = [position for position in positions if isinstance(position, int)]
+    grid = [(name, position) for name in names for position in whole]
+    many = len(whole) == len(positions) > 1 and grid == [(u.name, u.position) for u in units]
+    return whole if many else []

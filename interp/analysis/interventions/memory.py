@@ -17,23 +17,23 @@ UNKNOWN = 2**30
 
 
 def rows_that_fit(
-    seen: View, n_pos: int, *, with_patterns: bool = False, with_logits: bool = False
+    viewed: View, n_pos: int, *, with_patterns: bool = False, with_logits: bool = False
 ) -> int:
     """How many sequences of a length fit into the memory that is free now; at least one.
 
     Args:
-        seen: the model.
+        viewed: the model.
         n_pos: the length.
         with_patterns: whether attention patterns are spelled out.
         with_logits: whether all logits are there at once.
     """
-    weight = next(seen.model.parameters())
+    weight = next(viewed.model.parameters())
     # A few copies of the stream, of what a layer makes of it, and of what is put in its place.
-    floats = n_pos * 24 * seen.model.cfg.d_model
+    floats = n_pos * 24 * viewed.model.cfg.d_model
     if with_patterns:
-        floats += 4 * max(seen.heads.values(), default=0) * n_pos**2
+        floats += 4 * max(viewed.heads.values(), default=0) * n_pos**2
     if with_logits:
-        floats += 3 * n_pos * seen.d_vocab
+        floats += 3 * n_pos * viewed.d_vocab
     fitting = int(SHARE * free_memory(weight.device) // (floats * weight.element_size()))
     if weight.device.type == "cpu":
         fitting = min(fitting, TOKENS_ON_CPU // n_pos)

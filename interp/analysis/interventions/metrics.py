@@ -1,11 +1,41 @@
 """What an intervention is judged by: one number per sequence, and only the work that it takes.
 
-A metric says which positions' predictions it reads, or which heads' attention; nothing else is
-computed. `metric_of` makes one of a name or of a function of (logits, tokens).
+A metric says which positions' predictions it reads (`LogitMetric`), or which heads' attention
+(`AttentionMetric`); nothing else is computed. `metric_of` makes one of a name or of a function of
+(logits, tokens).
+
+A metric of one's own is a class with a name, a unit, and `read`. The logit of each sequence's first
+token at its end, of which no other position's logits are computed:
+
+>>> import torch
+>>> from interp.analysis import ablate
+>>> from interp.models import HookedAttnAttn
+>>> class FirstTokenAgain(LogitMetric):
+...     name, unit = "first_token_again", "logits"
+...     def positions(self, n_pos):
+...         return [n_pos - 1]
+...     def read(self, outputs, tokens, numbers):
+...         return outputs.logits_of(tokens[:, :1, None]).double()[:, 0, 0]
+>>> model = HookedAttnAttn(d_vocab=100, d_model=32, n_heads=2, n_ctx=16)
+>>> tokens = torch.arange(20).reshape(2, 10)
+>>> ablate(model, tokens, metric=FirstTokenAgain(), control="none").unit
+'logits'
+
+And how much some heads attend to the first token, for which the model is run up to their layer:
+
+>>> class ToFirstToken(AttentionMetric):
+...     name = "to_first_token"
+...     def read(self, entries, tokens):
+...         queries = torch.arange(1, tokens.shape[1])
+...         return entries(queries, torch.zeros_like(queries)).double().mean(-1)
+>>> result = ablate(model, tokens, metric=ToFirstToken("L1H0"), control="none")
+>>> result.sel(measure="effect", head="L1H1").values.tolist()
+0.0
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,17 +43,176 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.analysis.heads.targets import stripe
-from interp.analysis.interventions.metric import LogitMetric, Metric, Numbers, Values
-from interp.analysis.interventions.units import HEAD
+from interp.analysis.interventions.replacements import Numbers
+from interp.analysis.interventions.units import Site
 from interp.analysis.losses.in_context import early_and_late
 from interp.analysis.probes.sequences import second_copy
+from interp.models.description import Step
 from interp.models.hooks import nearest
 from interp.models.shapes import Tokens
-from interp.views import Entries, View
+from interp.views import Entries, Hook, Start, View
 from interp.views.outputs import Outputs
 
 Choice = int | Sequence[int] | Int[Tensor, " batch"]
 """A token for all sequences, or one for each."""
+
+Values = Float[Tensor, "batch *measured"]
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """A pass of a model that a metric is read from.
+
+    Attributes:
+        viewed: the model.
+        tokens: the sequences, or several copies of them one after the other.
+        numbers: which of all sequences each row is.
+        start: where the pass begins, if not at the tokens.
+        hooks: what is run under.
+        attention: what the metric read of each layer's attention in the undisturbed pass: of what
+            lies below a start, nothing has changed.
+    """
+
+    viewed: View
+    tokens: Tokens
+    numbers: Numbers
+    start: Start | None = None
+    hooks: Sequence[Hook] = ()
+    attention: dict[int, Tensor] = field(default_factory=dict)
+
+
+class Metric(ABC):
+    """What all metrics have.
+
+    Attributes:
+        name: what a result calls it.
+        unit: "nats", "probability", "logits", or nothing.
+        holds_logits: whether all logits of the positions are there at once.
+        takes_all: whether it must be shown all sequences at once.
+        reads_attention: whether it reads where heads look, and no prediction.
+    """
+
+    name: str
+    unit: str
+    holds_logits = False
+    takes_all = False
+    reads_attention = False
+
+    def check(self, viewed: View, tokens: Tokens) -> None:
+        """Refuse tokens or a model that this cannot be measured on, before any forward pass."""
+        return
+
+    def positions_measured(self, n_pos: int) -> tuple[int, ...] | None:
+        """The positions that there is one number for; None for one number per sequence."""
+        return None
+
+    def depends_on(self, viewed: View, site: Site) -> bool:
+        """Whether what changes there comes before what it reads; else it changes nothing."""
+        return True
+
+    @abstractmethod
+    def measure(self, run: Pass) -> Values:
+        """Run the model as far as it takes, and read the numbers."""
+
+
+class LogitMetric(Metric):
+    """A metric of what the model predicts."""
+
+    @abstractmethod
+    def positions(self, n_pos: int) -> Sequence[int]:
+        """Whose predictions are read."""
+
+    @abstractmethod
+    def read(self, outputs: Outputs, tokens: Tokens, numbers: Numbers) -> Values:
+        """The numbers in float64, from the predictions at these positions.
+
+        Args:
+            outputs: gives losses or logits, of these positions only.
+            tokens: `[batch pos]`, whole; some of the sequences only, or all several times over.
+            numbers: which of all sequences each row is.
+        """
+
+    def measure(self, run: Pass) -> Values:
+        """From the predictions at the metric's positions."""
+        positions = self.positions(run.tokens.shape[1])
+        outputs = run.viewed.outputs(
+            run.tokens, positions=positions, start=run.start, hooks=run.hooks
+        )
+        return self.read(outputs, run.tokens, run.numbers)
+
+
+@dataclass(frozen=True)
+class AttentionMetric(Metric):
+    """A metric of what some heads attend to, its mean over these heads; needs no logits.
+
+    Attributes:
+        heads: "L1H3", or several.
+    """
+
+    heads: tuple[str, ...] | str
+    unit = "probability"
+    reads_attention = True
+
+    @abstractmethod
+    def read(self, entries: Entries, tokens: Tokens) -> Float[Tensor, "batch head"]:
+        """A number in float64 for every head of a layer.
+
+        Args:
+            entries: `entries(queries, keys)` gives the attention that each query of the first list
+                pays to the key in the same place of the second, `[batch head entry]`.
+            tokens: `[batch pos]`; rows of the attention may be these several times over.
+        """
+
+    def check(self, viewed: View, tokens: Tokens) -> None:
+        """The heads have to be there."""
+        for head in self._labels:
+            if head not in viewed.head_labels:
+                hint = nearest(head, viewed.head_labels)
+                raise ValueError(f"{self.name}: {viewed.name} has no head {head!r}{hint}")
+
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        return (self.heads,) if isinstance(self.heads, str) else tuple(self.heads)
+
+    def layers(self, viewed: View) -> dict[int, list[int]]:
+        """The heads of every layer that is read."""
+        chosen: dict[int, list[int]] = {}
+        for layer, head in map(viewed.head, self._labels):
+            chosen.setdefault(layer, []).append(head)
+        return dict(sorted(chosen.items()))
+
+    def depends_on(self, viewed: View, site: Site) -> bool:
+        """A layer's own pattern sees its queries and keys changed, but not what it writes."""
+        last = max(self.layers(viewed))
+        is_written = site.stream is not None and site.reads[1] > Step.BEFORE
+        return site.reads[0] < last or (site.reads[0] == last and not is_written)
+
+    def measure(self, run: Pass) -> Values:
+        """From the attention of the heads' layers, up to the last of which the model is run."""
+        chosen, start = self.layers(run.viewed), run.start
+        first = 0 if start is None else start.layer + (start.mixed is not None)
+        read: dict[int, Tensor] = {}
+
+        def at_layer(layer: int, entries: Entries) -> None:
+            read[layer] = self.read(entries, run.tokens)[:, chosen[layer]].cpu()
+
+        run.viewed.listen_to_attention(
+            run.tokens,
+            at_layer,
+            layers=[layer for layer in chosen if layer >= first],
+            start=start,
+            hooks=run.hooks,
+        )
+        if not run.attention:
+            run.attention.update(read)
+        # Below the start nothing changes.
+        copies = len(run.tokens) // len(next(iter(run.attention.values())))
+        below = {
+            layer: value.repeat(copies, 1)
+            for layer, value in run.attention.items()
+            if layer not in read
+        }
+        return torch.cat([*below.values(), *read.values()], dim=1).mean(1)
 
 
 @dataclass(frozen=True)
@@ -42,9 +231,9 @@ class Loss(LogitMetric):
         """loss, or loss_per_token."""
         return "loss_per_token" if self.per_token else "loss"
 
-    def check(self, seen: View, tokens: Tokens) -> None:
+    def check(self, viewed: View, tokens: Tokens) -> None:
         """The model has to predict next tokens."""
-        seen.check_predicts_next(self.name)
+        viewed.check_predicts_next(self.name)
 
     def positions_measured(self, n_pos: int) -> tuple[int, ...] | None:
         """Each predicted token, if asked for."""
@@ -67,9 +256,9 @@ class SecondCopyLoss(LogitMetric):
     name = "second_copy_loss"
     unit = "nats"
 
-    def check(self, seen: View, tokens: Tokens) -> None:
+    def check(self, viewed: View, tokens: Tokens) -> None:
         """The model has to predict next tokens, and the sequences to repeat themselves."""
-        seen.check_predicts_next(self.name)
+        viewed.check_predicts_next(self.name)
         copy = second_copy(tokens)
         if copy is None or copy.stop < tokens.shape[1]:
             raise UnrepeatedError(self.name)
@@ -97,9 +286,9 @@ class InContextLearning(LogitMetric):
     name = "in_context_learning_score"
     unit = "nats"
 
-    def check(self, seen: View, tokens: Tokens) -> None:
+    def check(self, viewed: View, tokens: Tokens) -> None:
         """The model has to predict next tokens, and both positions to be there, in order."""
-        seen.check_predicts_next(self.name)
+        viewed.check_predicts_next(self.name)
         n_pos = tokens.shape[1]
         early, late = self._both(n_pos)
         if not 1 <= early < late < n_pos:
@@ -141,7 +330,7 @@ class LogitDifference(LogitMetric):
     name = "logit_difference"
     unit = "logits"
 
-    def check(self, seen: View, tokens: Tokens) -> None:
+    def check(self, viewed: View, tokens: Tokens) -> None:
         """One token or one per sequence, each in the vocabulary."""
         n_sequences, n_pos = tokens.shape
         if not -n_pos <= self.position < n_pos:
@@ -156,9 +345,9 @@ class LogitDifference(LogitMetric):
                     f"{name} has shape {tuple(choice.shape)}; give one token, or one for each of "
                     f"the {n_sequences} sequences"
                 )
-            inside = not choice.is_floating_point() and (choice >= 0) & (choice < seen.d_vocab)
+            inside = not choice.is_floating_point() and (choice >= 0) & (choice < viewed.d_vocab)
             if not torch.as_tensor(inside).all():
-                raise ValueError(f"{name} must be whole numbers from 0 to {seen.d_vocab - 1}")
+                raise ValueError(f"{name} must be whole numbers from 0 to {viewed.d_vocab - 1}")
 
     def positions(self, n_pos: int) -> Sequence[int]:
         """One."""
@@ -189,9 +378,9 @@ class Function(LogitMetric):
         """The function's own."""
         return getattr(self.function, "__name__", type(self.function).__name__)
 
-    def check(self, seen: View, tokens: Tokens) -> None:
+    def check(self, viewed: View, tokens: Tokens) -> None:
         """Try it on logits of zero: its result needs the right shape."""
-        self._call(torch.zeros(*tokens.shape, seen.d_vocab), tokens)
+        self._call(torch.zeros(*tokens.shape, viewed.d_vocab), tokens)
 
     def positions(self, n_pos: int) -> Sequence[int]:
         """All."""
@@ -215,7 +404,7 @@ class Function(LogitMetric):
 
 
 @dataclass(frozen=True)
-class InductionScore(Metric):
+class InductionScore(AttentionMetric):
     """Mean induction score of the chosen heads, on `[BOS] + r + r`; needs no logits.
 
     For a bidirectional model, on `[CLS] + r + r + [SEP]`.
@@ -224,39 +413,21 @@ class InductionScore(Metric):
         heads: "L1H3", or several.
     """
 
-    heads: tuple[str, ...] | str
     name = "induction_score"
-    unit = "probability"
 
-    def check(self, seen: View, tokens: Tokens) -> None:
+    def check(self, viewed: View, tokens: Tokens) -> None:
         """The heads have to be there, and the sequences to repeat themselves."""
         if second_copy(tokens) is None:
             raise UnrepeatedError(self.name)
-        for head in self._labels:
-            if head not in seen.head_labels:
-                hint = nearest(head, seen.head_labels)
-                raise ValueError(f"{self.name}: {seen.name} has no head {head!r}{hint}")
+        super().check(viewed, tokens)
 
-    @property
-    def _labels(self) -> tuple[str, ...]:
-        return (self.heads,) if isinstance(self.heads, str) else tuple(self.heads)
-
-    @property
-    def layers(self) -> dict[int, list[int]]:
-        """The heads of every layer that is read."""
-        chosen: dict[int, list[int]] = {}
-        for label in self._labels:
-            if match := HEAD.fullmatch(label):
-                chosen.setdefault(int(match[1]), []).append(int(match[2]))
-        return dict(sorted(chosen.items()))
-
-    def read(self, layer: int, entries: Entries, tokens: Tokens) -> Float[Tensor, "rows head"]:
-        """Each of a layer's chosen heads; rows may hold the sequences several times over."""
+    def read(self, entries: Entries, tokens: Tokens) -> Float[Tensor, "batch head"]:
+        """The attention to the token after the current token's first occurrence."""
         copy = second_copy(tokens)
         if copy is None:
             raise UnrepeatedError(self.name)
         target = stripe(copy, offset=len(copy) - 1)
-        return entries(target.queries, target.keys)[:, self.layers[layer]].double().mean(-1)
+        return entries(target.queries, target.keys).double().mean(-1)
 
 
 class UnrepeatedError(ValueError):
@@ -294,7 +465,7 @@ def metric_of(given: Any) -> Metric:
         if given not in NAMED:
             raise ValueError(
                 f"there is no metric {given!r}; the names are {', '.join(NAMED)}. InductionScore "
-                "and LogitDifference are told heads or tokens, and a function of (logits, tokens) "
+                "and LogitDifference take heads or tokens, and a function of (logits, tokens) "
                 "will do as well"
             )
         return NAMED[given]

@@ -6,14 +6,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from interp.analysis.interventions.checks import as_tokens, check_measure
 from interp.analysis.interventions.edits import Change
 from interp.analysis.interventions.effects import Row, effects, mean_and_error, unit_axes
 from interp.analysis.interventions.metrics import Metric, UnrepeatedError, metric_of
 from interp.analysis.interventions.replacements import OtherRun
-from interp.analysis.interventions.sweep import Sweep
-from interp.analysis.interventions.unit_index import Catalogue
-from interp.analysis.interventions.units import Unit
+from interp.analysis.interventions.sweep import Sweep, as_tokens, check_measure
+from interp.analysis.interventions.units import Catalogue, Unit
 from interp.analysis.probes.probe import handed_in
 from interp.models.shapes import Tokens
 from interp.results.result import Result
@@ -49,7 +47,7 @@ def patch(
         corrupted: as many sequences of the same length, each the counterpart of a clean one.
         units: what is put in, all of it in turn: "heads" (z), "q", "k", "v", "pattern",
             "resid_pre@*" (each layer at each position), "attn_out", "conv_out", "lags", "mlp_out",
-            or anything that `interp.analysis.interventions.units` tells how to write.
+            or anything that `interp.analysis.interventions.units` says how to write.
         metric: as in `ablate`. It is measured on the input that is run, so one that compares the
             same two tokens on both inputs is best: `LogitDifference(answer, other)`.
         direction: "denoise" or "noise".
@@ -81,10 +79,10 @@ def patch(
     >>> patched.labels["measure"], patched.labels["head"]
     (('share', 'effect', 'clean', 'corrupted'), ('L0H0', 'L0H1', 'L1H0', 'L1H1'))
     """
-    runs = _Runs.checked(model, clean, corrupted, metric, direction, max_batch, groups)
+    runs = Runs.checked(model, clean, corrupted, metric, direction, max_batch, groups)
     chosen = runs.catalogue.units(units)
     rows = runs.measure(chosen)
-    axes = unit_axes([unit.label for unit in chosen], runs.positions)
+    axes = unit_axes(chosen, runs.positions)
     return runs.result("patching_effect", rows, axes)
 
 
@@ -137,10 +135,13 @@ def path_patch(
     >>> hops.labels["sender"], hops.labels["receiver"]
     (('L0.lag0', 'L0.lag1'), ('L1H0.q', 'L1H0.k'))
     """
-    runs = _Runs.checked(model, clean, corrupted, metric, direction, max_batch, groups)
+    runs = Runs.checked(model, clean, corrupted, metric, direction, max_batch, groups)
     senders = runs.catalogue.units(sender)
-    labels = runs.catalogue.receivers(receivers)
-    paths = {(one.label, end): runs.catalogue.path(one, end) for one in senders for end in labels}
+    ends = runs.catalogue.receivers(receivers)
+    labels = [end.label for end in ends]
+    paths = {
+        (one.label, end.label): runs.catalogue.path(one, end) for one in senders for end in ends
+    }
     there = {ends: path for ends, path in paths.items() if path is not None}
     if not there:
         raise ValueError(
@@ -159,10 +160,10 @@ def path_patch(
 
 
 @dataclass(frozen=True, eq=False)
-class _Runs:
+class Runs:
     """Two inputs: the one that is run, and the one that activations are taken from."""
 
-    seen: View
+    viewed: View
     tokens: Tokens
     source: Tokens
     metric: Metric
@@ -181,10 +182,10 @@ class _Runs:
         direction: Direction,
         max_batch: int | None,
         groups: Groups | None,
-    ) -> "_Runs":
+    ) -> "Runs":
         """Refuses whatever can be refused before a forward pass."""
-        seen = view(model)
-        clean, corrupted = as_tokens(seen, clean), as_tokens(seen, corrupted)
+        viewed = view(model)
+        clean, corrupted = as_tokens(viewed, clean), as_tokens(viewed, corrupted)
         if clean.shape != corrupted.shape:
             raise ValueError(
                 f"clean has shape {tuple(clean.shape)} and corrupted {tuple(corrupted.shape)}; "
@@ -198,7 +199,7 @@ class _Runs:
         judged = metric_of(metric)
         for name, tokens in (("clean", clean), ("corrupted", corrupted)):
             try:
-                check_measure(seen, judged, tokens, max_batch)
+                check_measure(viewed, judged, tokens, max_batch)
             except UnrepeatedError as error:
                 raise ValueError(
                     f"the {name} tokens do not repeat themselves, but {error.metric} is measured "
@@ -206,10 +207,10 @@ class _Runs:
                     "corrupted repeated_tokens(...).tokens of different seeds, or a metric that "
                     "is defined on both, such as 'loss' or a function of (logits, tokens)"
                 ) from error
-        seen.check_finite()
+        viewed.check_finite()
         run, source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
-        catalogue = Catalogue.of(seen, clean.shape[1])
-        return cls(seen, run, source, judged, direction, catalogue, max_batch, sampling)
+        catalogue = Catalogue.of(viewed, clean.shape[1])
+        return cls(viewed, run, source, judged, direction, catalogue, max_batch, sampling)
 
     @property
     def positions(self) -> tuple[int, ...] | None:
@@ -218,8 +219,8 @@ class _Runs:
 
     def measure(self, units: Sequence[Unit]) -> dict[str, Row]:
         """What each unit's activation from the source does to the run."""
-        before, after = self._sweep(self.tokens).measure([Change(unit) for unit in units])
-        there, _ = self._sweep(self.source).measure([])
+        before, after = self.sweep(self.tokens).measure([Change(unit) for unit in units])
+        there, _ = self.sweep(self.source).measure([])
         base, changed, aim = (values.numpy() for values in (before, after, there))
         both = (aim, base) if self.direction == "denoise" else (base, aim)
         clean, corrupted = (
@@ -244,9 +245,10 @@ class _Runs:
         _, error = self.mean_and_error(effect - share[:, None] * gap)
         return share, error / np.abs(whole)
 
-    def _sweep(self, tokens: Tokens) -> Sweep:
+    def sweep(self, tokens: Tokens) -> Sweep:
+        """Measures what the source's activations do on these tokens."""
         source = OtherRun(self.source)
-        return Sweep(self.seen, tokens, self.metric, source, self.max_batch, task="patching")
+        return Sweep(self.viewed, tokens, self.metric, source, self.max_batch, task="patching")
 
     def result(
         self, name: str, rows: Mapping[str, Row], axes: Mapping[str, Sequence[Any]]
@@ -254,7 +256,7 @@ class _Runs:
         """The rows under their labels, with where they come from."""
         named = {"denoise": "denoising", "noise": "noising"}[self.direction]
         origin = {
-            **handed_in(self.seen, self.tokens, self.sampling),
+            **handed_in(self.viewed, self.tokens, self.sampling),
             "variant": f"{named}, {self.metric.name.replace('_', ' ')}",
             "direction": self.direction,
             "metric": self.metric.name,

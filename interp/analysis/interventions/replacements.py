@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from interp.analysis.interventions.memory import rows_that_fit
 from interp.models.shapes import Tokens
 from interp.views import View
 
@@ -20,7 +21,7 @@ class Source(ABC):
 
     @abstractmethod
     def values(
-        self, seen: View, numbers: Numbers, names: Collection[str], clean: Activations
+        self, viewed: View, numbers: Numbers, names: Collection[str], clean: Activations
     ) -> Activations:
         """For some of the sequences, at these hook points; `clean` is what the model computes."""
 
@@ -29,7 +30,7 @@ class Zeros(Source):
     """Nothing at all."""
 
     def values(
-        self, seen: View, numbers: Numbers, names: Collection[str], clean: Activations
+        self, viewed: View, numbers: Numbers, names: Collection[str], clean: Activations
     ) -> Activations:
         """Zeros."""
         return {name: torch.zeros_like(clean[name][:1]) for name in names}
@@ -43,18 +44,18 @@ class Means(Source):
         self._means: dict[str, Tensor] = {}
 
     def values(
-        self, seen: View, numbers: Numbers, names: Collection[str], clean: Activations
+        self, viewed: View, numbers: Numbers, names: Collection[str], clean: Activations
     ) -> Activations:
         """The means, computed when they are first asked for."""
         if missing := set(names) - set(self._means):
-            self._means |= self._measured(seen, missing)
+            self._means |= self._measured(viewed, missing)
         return {name: self._means[name] for name in names}
 
-    def _measured(self, seen: View, names: Collection[str]) -> dict[str, Tensor]:
+    def _measured(self, viewed: View, names: Collection[str]) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = {}
         dtypes: dict[str, torch.dtype] = {}
         for some in self._reference.split(self._at_once):
-            for name, activation in seen.capture(some, names).items():
+            for name, activation in viewed.capture(some, names).items():
                 total = activation.double().sum(0, keepdim=True)
                 sums[name] = sums[name] + total if name in sums else total
                 dtypes[name] = activation.dtype
@@ -69,7 +70,35 @@ class OtherRun(Source):
         self._tokens = tokens
 
     def values(
-        self, seen: View, numbers: Numbers, names: Collection[str], clean: Activations
+        self, viewed: View, numbers: Numbers, names: Collection[str], clean: Activations
     ) -> Activations:
         """The activations of the other run."""
-        return seen.capture(self._tokens[numbers], names)
+        return viewed.capture(self._tokens[numbers], names)
+
+
+def source_of(
+    viewed: View,
+    tokens: Tokens,
+    method: str,
+    reference: Tokens | None,
+    seed: int,
+    max_batch: int | None,
+) -> Source:
+    """What activations are replaced by."""
+    if method == "mean":
+        given = tokens if reference is None else reference
+        return Means(given, max_batch or rows_that_fit(viewed, given.shape[1]))
+    if method == "resample":
+        return OtherRun(others_of(tokens, reference, seed))
+    return Zeros()
+
+
+def others_of(tokens: Tokens, reference: Tokens | None, seed: int) -> Tokens:
+    """For each sequence another one: of a random cycle through them, or from the reference."""
+    generator = torch.Generator().manual_seed(seed)
+    if reference is not None:
+        return reference[torch.randint(len(reference), (len(tokens),), generator=generator)]
+    cycle = torch.randperm(len(tokens), generator=generator)
+    others = torch.empty_like(cycle)
+    others[cycle] = cycle.roll(1)
+    return tokens[others]

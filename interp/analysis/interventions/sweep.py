@@ -8,7 +8,7 @@ On a model that somebody else has hooked, and on a `TransformerBridge`, passes b
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,13 +16,14 @@ from jaxtyping import Float64
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from interp.analysis.interventions.edits import Batch, Change, Entry, names_for, pattern_hook
-from interp.analysis.interventions.measuring import Reading, is_felt
+from interp.analysis.interventions.edits import Batch, Change, Entry, names_for
 from interp.analysis.interventions.memory import rows_that_fit
-from interp.analysis.interventions.metrics import LogitMetric, Metric
+from interp.analysis.interventions.metrics import Metric, Pass
 from interp.analysis.interventions.replacements import Numbers, Source
+from interp.analysis.interventions.units import Unit
+from interp.analysis.probes.sequences import RepeatedTokens
 from interp.models.shapes import Tokens
-from interp.views import Hook, View, undisturbed
+from interp.views import View, keeping, undisturbed
 
 Clean = Float64[Tensor, "batch *measured"]
 Changed = Float64[Tensor, "change batch *measured"]
@@ -35,7 +36,7 @@ class Sweep:
     """How changes are measured.
 
     Attributes:
-        seen: the model.
+        viewed: the model.
         tokens: the sequences, `[batch pos]`.
         metric: what is measured of each sequence.
         source: where the values that are put in come from.
@@ -44,7 +45,7 @@ class Sweep:
         task: what a progress bar says.
     """
 
-    seen: View
+    viewed: View
     tokens: Tokens
     metric: Metric
     source: Source
@@ -56,12 +57,11 @@ class Sweep:
         """The metric of every sequence undisturbed, and under each change."""
         at_once = self._rows(changes)
         numbers = torch.arange(len(self.tokens))
-        takes_all = isinstance(self.metric, LogitMetric) and self.metric.takes_all
-        parts = numbers.split(len(numbers) if takes_all else at_once)
+        parts = numbers.split(len(numbers) if self.metric.takes_all else at_once)
         clean, changed = [], []
         total = len(changes) * len(parts)
         with (
-            undisturbed(self.seen.model),
+            undisturbed(self.viewed.model),
             tqdm(total=total, desc=self.task, delay=SECONDS_BEFORE_BAR, disable=None) as bar,
         ):
             for some in parts:
@@ -73,13 +73,13 @@ class Sweep:
     def _rows(self, changes: Sequence[Change]) -> int:
         if self.max_batch is not None:
             return self.max_batch
-        bridged, metric = not self.seen.starts_anywhere, self.metric
-        patterns = any("pattern" in site.hook for change in changes for site in change.unit.sites)
+        bridged, spelled_out = not self.viewed.starts_anywhere, {*self.viewed.patterns.values()}
+        patterns = any(site.hook in spelled_out for one in changes for site in one.unit.sites)
         return rows_that_fit(
-            self.seen,
+            self.viewed,
             self.tokens.shape[1],
             with_patterns=bridged or patterns or self.holds_patterns,
-            with_logits=bridged or (isinstance(metric, LogitMetric) and metric.holds_logits),
+            with_logits=bridged or self.metric.holds_logits,
         )
 
 
@@ -88,27 +88,27 @@ class _Part:
     """Some of the sequences, and what the model makes of them undisturbed."""
 
     sweep: Sweep
-    reading: Reading
+    run: Pass
     batch: Batch
     clean: Clean
 
     @classmethod
     def of(cls, sweep: Sweep, numbers: Numbers, changes: Sequence[Change]) -> "_Part":
         """Run the model on them, keeping what the changes will need."""
-        seen, tokens = sweep.seen, sweep.tokens[numbers]
-        starts = seen.starts_anywhere and seen.is_silent
-        felt = [change for change in changes if is_felt(change.unit, sweep.metric)]
-        names = {name for change in felt for name in names_for(seen, change)}
-        if sweep.holds_patterns and felt:
-            names |= {pattern_hook(layer) for layer in seen.heads}
+        viewed, tokens = sweep.viewed, sweep.tokens[numbers]
+        starts = viewed.starts_anywhere and viewed.is_silent
+        changing = [change for change in changes if _matters(sweep, change.unit)]
+        names = {name for change in changing for name in names_for(viewed, change)}
+        if sweep.holds_patterns and changing:
+            names |= {*viewed.patterns.values()}
         kept: dict[str, Tensor] = {}
-        reading = Reading(seen, sweep.metric, numbers, tokens)
-        clean = reading.undisturbed([_keeper(name, kept) for name in names])
-        kept |= seen.capture(tokens, names - set(kept))
-        sources = {site.hook for change in felt for site in change.unit.sources}
-        other = sweep.source.values(seen, numbers, sources, kept)
-        batch = Batch(seen, tokens, kept, other, starts, sweep.holds_patterns)
-        return cls(sweep, reading, batch, clean)
+        run = Pass(viewed, tokens, numbers, hooks=keeping(names, kept))
+        clean = sweep.metric.measure(run).cpu()
+        kept |= viewed.capture(tokens, names - set(kept))
+        sources = {site.hook for change in changing for site in change.unit.sources}
+        other = sweep.source.values(viewed, numbers, sources, kept)
+        batch = Batch(viewed, tokens, kept, other, starts, sweep.holds_patterns)
+        return cls(sweep, run, batch, clean)
 
     def measure(self, changes: Sequence[Change], at_once: int, bar: tqdm) -> Changed:
         """The metric under each change, so many changes at a time."""
@@ -119,8 +119,7 @@ class _Part:
                 measured = self._under([changes[number] for number in some])
                 values |= zip(some, measured, strict=True)
                 bar.update(len(some))
-        unfelt = [number for number in range(len(changes)) if number not in values]
-        bar.update(len(unfelt))
+        bar.update(len(changes) - len(values))
         everything = [values.get(number, self.clean) for number in range(len(changes))]
         return torch.stack(everything) if everything else self.clean.new_empty(0, *self.clean.shape)
 
@@ -129,24 +128,59 @@ class _Part:
         groups: dict[object, list[int]] = {}
         for number, change in enumerate(changes):
             unit = change.unit
-            if not is_felt(unit, self.sweep.metric):
+            if not _matters(self.sweep, unit):
                 continue
             if unit.hooks:
                 groups[number] = [number]
                 continue
-            entry = Entry.of(unit.sites, self.sweep.seen) if self.batch.starts else None
+            entry = Entry.of(unit.sites, self.sweep.viewed) if self.batch.starts else None
             groups.setdefault(entry, []).append(number)
         return list(groups.values())
 
     def _under(self, changes: Sequence[Change]) -> Changed:
         if own := changes[0].unit.hooks:
-            return self.reading.changed(1, None, own)
+            return self.sweep.metric.measure(replace(self.run, hooks=own)).cpu()[None]
         start, edits = self.batch.start([self.batch.edits(change) for change in changes])
-        return self.reading.changed(len(changes), start, self.batch.hooks(edits))
+        copies = len(changes)
+        run = replace(
+            self.run,
+            tokens=self.run.tokens.repeat(copies, 1),
+            numbers=self.run.numbers.repeat(copies),
+            start=start,
+            hooks=self.batch.hooks(edits),
+        )
+        return self.sweep.metric.measure(run).unflatten(0, (copies, -1)).cpu()
 
 
-def _keeper(name: str, kept: dict[str, Tensor]) -> Hook:
-    def keep(activation: Tensor, hook: Any) -> None:
-        kept[name] = activation
+def _matters(sweep: Sweep, unit: Unit) -> bool:
+    """Whether a unit comes before what the metric reads; else changing it changes nothing."""
+    sites = unit.sites
+    return bool(unit.hooks) or any(sweep.metric.depends_on(sweep.viewed, site) for site in sites)
 
-    return name, keep
+
+def as_tokens(viewed: View, tokens: Any) -> Tokens:
+    """Sequences of one length as a tensor; refuses what the model cannot read."""
+    if isinstance(tokens, RepeatedTokens):
+        tokens = tokens.tokens
+    if isinstance(tokens, list | tuple):
+        lengths = sorted({len(sequence) for sequence in tokens})
+        if len(lengths) > 1:
+            raise ValueError(
+                f"the sequences have {', '.join(map(str, lengths))} tokens, but must all be of one "
+                "length; cut them to the shortest"
+            )
+        tokens = torch.stack([torch.as_tensor(sequence) for sequence in tokens])
+    viewed.check_tokens(tokens)
+    return tokens
+
+
+def check_measure(viewed: View, metric: Metric, tokens: Tokens, max_batch: int | None) -> None:
+    """Refuse a metric that cannot be measured on these tokens, or not so few at a time."""
+    if max_batch is not None and max_batch < 1:
+        raise ValueError(f"max_batch={max_batch} must be at least 1")
+    if metric.takes_all and max_batch is not None and max_batch < len(tokens):
+        raise ValueError(
+            f"max_batch={max_batch}, but the metric {metric.name} is shown all {len(tokens)} "
+            "sequences at once; give fewer sequences or a larger max_batch"
+        )
+    metric.check(viewed, tokens)

@@ -30,13 +30,27 @@ would have reached it: `L1H3.k+L0H2->L1H3.k` is `L1H3.k`.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from jaxtyping import Shaped
 from torch import Tensor
 
-from interp.models.description import Order, Step, Writer
-from interp.views import Hook
+from interp.models.description import (
+    ALL,
+    STREAM,
+    Order,
+    Place,
+    Position,
+    Reader,
+    Step,
+    Term,
+    Writer,
+    stream_hook,
+)
+from interp.models.hooks import nearest
+from interp.views import Hook, View
 
 GROUPS = {
     "heads": "L*H*",
@@ -52,46 +66,101 @@ GROUPS = {
 }
 """Short names of the forms that are asked for most."""
 
-HEAD = re.compile(r"L(\d+)H(\d+)")
-ALL = slice(None)
 
-Position = int | slice
+ANYTHING = r"(?:\d+|[a-z_]+)"
+"""What a star stands for: a number, or a word."""
+
+Given = str | Sequence[str] | Mapping[str, Sequence[Hook]]
 
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """Part of an activation.
+    """Part of an activation, and when the model computes it.
 
     Attributes:
-        hook: the name of the hook point.
-        index: which entries, along each axis after the batch.
+        place: which part, at which hook point.
+        reads: what is written before this changes it.
+        writes: what reads after this sees it changed.
+        stream: the hook point at which a change of it shows as a change of the stream; None where
+            it shows only through something that is not linear: queries, keys, patterns, neurons.
         writer: what computes it; None where that is not known, or it is the stream.
-        is_term: whether it is the writer's term of the stream, or one of those that it sums up.
+        terms: those of the terms that the writer sums up of which it is a part.
     """
 
-    hook: str
-    index: tuple[Position, ...] = ()
+    place: Place
+    reads: Order
+    writes: Order
+    stream: str | None = None
     writer: Writer | None = None
-    is_term: bool = False
+    terms: tuple[Term, ...] = ()
+
+    @classmethod
+    def of_hook(cls, viewed: View, hook: str, index: tuple[Position, ...] = ()) -> "Site":
+        """An activation, or the part of it under an index."""
+        order = viewed.order(hook)
+        writer = next((writer for writer in viewed.writers if writer.contains(hook)), None)
+        if writer is None:
+            in_stream = order[0] == order[1] and order[0][1] in STREAM.values()
+            return cls(Place(hook, index), *order, stream=hook if in_stream else None)
+        terms = tuple(
+            term
+            for sublayer in viewed.sublayers(writer.layer)
+            for term in sublayer.terms
+            if term.place.hook == hook and _may_overlap(term.place.index, index)
+        )
+        in_stream = hook == writer.hook or bool(terms)
+        return cls(Place(hook, index), *order, writer.hook if in_stream else None, writer, terms)
+
+    @property
+    def hook(self) -> str:
+        """The hook point's name."""
+        return self.place.hook
+
+    def at(self, position: Position) -> "Site":
+        """The same at one or several positions."""
+        return replace(self, place=self.place.at(position))
 
     def of(self, activation: Shaped[Tensor, "batch *rest"]) -> Shaped[Tensor, "batch *part"]:
         """This part of it, as a view."""
-        return activation[(ALL, *self.index)]
-
-    @property
-    def reads(self) -> Order:
-        """What comes from before this point of the model changes it."""
-        return _order(self.hook)[0] if self.writer is None else self.writer.reads
-
-    @property
-    def writes(self) -> Order:
-        """What comes after this point of the model sees it changed."""
-        return _order(self.hook)[1] if self.writer is None else self.writer.writes
+        return self.place.of(activation)
 
     @property
     def is_after_mixer(self) -> bool:
-        """Whether it comes after what its layer's heads or lags write."""
+        """Whether it comes after what its layer's mixers write."""
         return self.reads[1] > Step.WRITTEN
+
+
+def _may_overlap(one: tuple[Position, ...], other: tuple[Position, ...]) -> bool:
+    """Not if both choose an entry of the same axis, and another one."""
+    pairs = ((a, b) for a, b in zip(one, other, strict=False) if not isinstance(a, slice))
+    return not any(isinstance(b, int) and b >= 0 and a != b for a, b in pairs)
+
+
+@dataclass(frozen=True, eq=False)
+class Component:
+    """What a model has under one label.
+
+    Attributes:
+        label: "L1H3", "L1H3.k", "L1.mlp".
+        kind: what it has in common with others: "head", "lag"; "q", "pattern"; "mlp"; "layer";
+            "resid_pre". Nothing, where it is part of a hook point.
+        layer: whose it is; -1 for embeddings.
+        number: its own among those of its kind in its layer.
+        sites: where it is.
+        is_reader: whether it is what takes from the stream.
+    """
+
+    label: str
+    kind: str
+    layer: int
+    number: int
+    sites: tuple[Site, ...]
+    is_reader: bool = False
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is one of several that a sublayer sums up, or reads with."""
+        return self.is_reader or any(site.terms for site in self.sites)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,32 +179,62 @@ class Unit:
         label: as in the table above.
         parts: the sites that change.
         hooks: hooks of the caller's own to run under, instead.
+        component: what it is; of a path, where it ends. None where it is several.
+        position: where, if not at every position.
+        sender: where a path begins.
+        joined: the units that are put together.
     """
 
     label: str
     parts: tuple[Part, ...] = ()
     hooks: tuple[Hook, ...] = ()
-
-    @classmethod
-    def at(cls, label: str, *sites: Site, sender: "Unit | None" = None) -> "Unit":
-        """A unit of these sites, all reached alike."""
-        return cls(label, tuple(Part(site, sender) for site in sites))
+    component: Component | None = None
+    position: Position | None = None
+    sender: "Unit | None" = None
+    joined: tuple["Unit", ...] = ()
 
     def __add__(self, other: "Unit") -> "Unit":
         label = f"{self.label}+{other.label}"
-        return Unit(label, self.parts + other.parts, self.hooks + other.hooks)
+        joined = (*self.members, *other.members)
+        return Unit(label, self.parts + other.parts, self.hooks + other.hooks, joined=joined)
 
     @property
-    def members(self) -> tuple[str, ...]:
-        """The labels of the units that are put together; its own, where it is one."""
-        return tuple(self.label.split("+"))
+    def members(self) -> tuple["Unit", ...]:
+        """The units that are put together; itself, where it is one."""
+        return self.joined or (self,)
 
     @property
+    def name(self) -> str:
+        """Its label without the position."""
+        if self.component is None:
+            return self.label
+        name = self.component.label
+        return name if self.sender is None else f"{self.sender.label}->{name}"
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it is what a head attended to, at whatever position."""
+        return self.sender is None and self.component is not None and self.component.kind == "head"
+
+    @property
+    def kind(self) -> tuple[str, ...] | None:
+        """What it has in common with the units that it can be compared with; None, if nothing."""
+        if self.component is None or not self.component.kind:
+            return None
+        where = "any position" if isinstance(self.position, int) else str(self.position)
+        if self.sender is None:
+            return self.component.kind, where
+        if self.sender.kind is None:
+            return None
+        receiver = "reader" if self.component.is_reader else self.component.kind
+        return *self.sender.kind, receiver, where
+
+    @cached_property
     def sites(self) -> tuple[Site, ...]:
         """Where values are put in."""
         return tuple(part.site for part in self.parts)
 
-    @property
+    @cached_property
     def sources(self) -> tuple[Site, ...]:
         """Where values come from: its sites, but of a path where it begins."""
         return tuple(
@@ -145,40 +244,273 @@ class Unit:
         )
 
 
-def stream_hook(site: Site) -> str | None:
-    """The hook point at which a change of this site shows as a change of the stream.
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """The units of a model, for sequences of one length.
 
-    None where it shows only through something that is not linear: queries, keys, patterns.
+    >>> from interp.models import HookedConvAttn
+    >>> from interp.views import view
+    >>> model = HookedConvAttn(d_vocab=100, d_model=32, n_heads=2, n_ctx=16)
+    >>> catalogue = Catalogue.of(view(model), n_pos=3)
+    >>> [unit.label for unit in catalogue.units("L0.lag*->L1H0.k")]
+    ['L0.lag0->L1H0.k', 'L0.lag1->L1H0.k']
+    >>> [unit.label for unit in catalogue.units("L1.resid_pre@*")]
+    ['L1.resid_pre@0', 'L1.resid_pre@1', 'L1.resid_pre@2']
     """
-    if site.writer is not None and site.is_term:
-        return site.writer.hook
-    block, _, place = site.hook.rpartition("attn.hook_z")
-    if block and not place:
-        return f"{block}hook_attn_out"
-    block, _, place = site.hook.rpartition("conv.hook_lags")
-    if block and not place:
-        return f"{block}hook_conv_out"
-    last = site.hook.rpartition(".")[2]
-    streams = ("attn_out", "conv_out", "mlp_out", "embed", "pos_embed")
-    streams += ("resid_pre", "resid_mid", "resid_post")
-    return site.hook if last in {f"hook_{name}" for name in streams} else None
+
+    viewed: View
+    n_pos: int
+    components: Mapping[str, Component]
+    hooks: Collection[str]
+    _alike: dict[tuple[str, ...], tuple[Unit, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, viewed: View, n_pos: int) -> "Catalogue":
+        """Everything the model has hook points for."""
+        hooks = viewed.hooks
+        found: dict[str, Component] = {}
+        for wanted in _components(viewed):
+            if sites := tuple(site for site in wanted.sites if site.hook in hooks):
+                found[wanted.label] = replace(wanted, sites=sites)
+        return cls(viewed, n_pos, found, hooks)
+
+    def units(self, given: Given) -> tuple[Unit, ...]:
+        """The units that are asked for, in order.
+
+        Args:
+            given: a label, a form or a group; several of them; or names for hooks of one's own,
+                `{"my name": fwd_hooks}`.
+
+        Raises:
+            TypeError: something else.
+            ValueError: a unit that the model has not, or one that is asked for twice.
+        """
+        if isinstance(given, Mapping):
+            found = [Unit(str(name), hooks=tuple(hooks)) for name, hooks in given.items()]
+        else:
+            texts = [given] if isinstance(given, str) else list(given)
+            found = [unit for text in texts for unit in self._joint(text)]
+        if not found:
+            raise ValueError(f"units={given!r} asks for nothing; give units, such as 'heads'")
+        labels = [unit.label for unit in found]
+        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+            raise ValueError(f"units={given!r} asks for {twice[0]!r} twice")
+        return tuple(found)
+
+    def receivers(self, given: str | Sequence[str]) -> tuple[Unit, ...]:
+        """What a path can end at: units, and "logits"."""
+        texts = [given] if isinstance(given, str) else list(given)
+        found = [unit for text in texts for unit in self._receivers(text)]
+        return tuple({unit.label: unit for unit in found}.values())
+
+    def path(self, sender: Unit, receiver: Unit) -> Unit | None:
+        """The direct path between two; None where the second does not come after the first."""
+        if min(site.writes for site in sender.sites) >= min(site.reads for site in receiver.sites):
+            return None
+        first = min(site.writes[0] for site in sender.sites)
+        last = max(site.reads[0] for site in receiver.sites)
+        # What is forgotten between the two would let a path leak through it.
+        self.viewed.check_writers(range(max(first, 0), min(last + 1, self.viewed.n_layers)))
+        return replace(
+            receiver,
+            label=f"{sender.label}->{receiver.label}",
+            parts=tuple(Part(site, sender) for site in receiver.sites),
+            sender=sender,
+        )
+
+    def like(self, unit: Unit) -> tuple[Unit, ...]:
+        """All units of one's kind: all heads for a head, all lags for a lag, all paths for a path.
+
+        A path's receiver may be any reader where one's own is a reader. Nothing, where a part of a
+        hook point has no others of its kind.
+        """
+        kind = unit.kind
+        if kind is None or unit.component is None:
+            return ()
+        if kind not in self._alike:
+            alike = self._alike_alone(unit.component, unit.position, unit.sender is not None)
+            if unit.sender is not None:
+                senders = self.like(unit.sender)
+                paths = [self.path(sender, receiver) for sender in senders for receiver in alike]
+                alike = [path for path in paths if path is not None]
+            self._alike[kind] = tuple(alike)
+        return self._alike[kind]
+
+    def _alike_alone(
+        self, component: Component, position: Position | None, receiving: bool
+    ) -> list[Unit]:
+        any_reader = receiving and component.is_reader
+        alike = [
+            one
+            for one in self.components.values()
+            if one.kind == component.kind or (any_reader and one.is_reader)
+        ]
+        self._check(alike, range(self.viewed.n_layers) if component.kind == "layer" else ())
+        positions = range(self.n_pos) if isinstance(position, int) else [position]
+        return [_unit(one, where) for one in alike or [component] for where in positions]
+
+    def _joint(self, text: str) -> list[Unit]:
+        if not isinstance(text, str):
+            raise TypeError(
+                f"a unit is written as text, such as 'L1H3' or 'L0.lag1', and not {text!r}"
+            )
+        texts = text.split("+")
+        if twice := [member for member in texts if texts.count(member) > 1]:
+            raise ValueError(f"{text!r} joins {twice[0]} with itself; write it once")
+        members = [self._units(member) for member in texts]
+        if len(members) == 1:
+            return members[0]
+        if any(len(units) > 1 for units in members):
+            raise ValueError(f"{text!r} joins forms of several units; write each unit out")
+        first, *others = (units[0] for units in members)
+        return [sum(others, start=first)]
+
+    def _units(self, text: str) -> list[Unit]:
+        if "->" not in text:
+            return list(self._alone(text))
+        sender_text, receiver_text = text.rsplit("->", 1)
+        senders, receivers = self._units(sender_text), self.receivers(receiver_text)
+        paths = [self.path(sender, receiver) for sender in senders for receiver in receivers]
+        if not any(paths):
+            raise ValueError(
+                f"{text!r}: nothing goes from {senders[0].label} to {receivers[0].label}, which "
+                "does not come after it; name the sender first"
+            )
+        return [path for path in paths if path is not None]
+
+    def _receivers(self, text: str) -> list[Unit]:
+        if text != "logits":
+            return list(self._alone(text))
+        n_layers = self.viewed.n_layers
+        end = Site.of_hook(self.viewed, stream_hook(n_layers - 1, "resid_post"))
+        return [_unit(Component(text, text, n_layers, 0, (end,)))]
+
+    def _alone(self, text: str) -> Iterator[Unit]:
+        """What is written without a + and without an arrow."""
+        if text.partition("[")[0] in self.hooks:
+            yield _unit(_part_of_hook(text, self.viewed))
+            return
+        name, at, where = text.partition("@")
+        name = GROUPS.get(name, name)
+        if "@" in name:  # the group itself is one at positions
+            name, at, where = name.partition("@")
+        form = re.compile(re.escape(name).replace(r"\*", ANYTHING))
+        labels = [name] if name in self.components else filter(form.fullmatch, self.components)
+        found = [self.components[label] for label in labels]
+        layers = range(self.viewed.n_layers)
+        # A layer of which nothing can be hooked has no component.
+        self._check(found, [layer for layer in layers if name in ("L*", f"L{layer}")])
+        if not found:
+            raise ValueError(self._unknown(name))
+        positions = self._positions(f"{name}{at}{where}", where) if at else [None]
+        yield from (_unit(component, position) for component in found for position in positions)
+
+    def _check(self, components: Sequence[Component], whole: Collection[int]) -> None:
+        """Refuse what is described wrongly: parts, and layers of which all is asked for."""
+        self.viewed.check_writers(whole)
+        self.viewed.check_heads({one.layer for one in components if one.is_part})
+
+    def _positions(self, text: str, where: str) -> Sequence[Position]:
+        if where == "*":
+            return range(self.n_pos)
+        position = _position(where)
+        chosen = [] if position is None else list(range(self.n_pos))[_as_slice(position)]
+        if position is None or not chosen:
+            raise ValueError(
+                f"{text!r}: after @ stands a position from 0 to {self.n_pos - 1}, a range of them "
+                "such as 2:5, or *"
+            )
+        return [position]
+
+    def _unknown(self, name: str) -> str:
+        of_kind = {
+            kind: [label for label, one in self.components.items() if one.kind == kind]
+            for kind in ("head", "lag")
+        }
+        if heads := of_kind["head"]:
+            there = f"the heads are {_some(heads)}"
+        else:
+            writers = [writer.label for writer in self.viewed.writers]
+            there = f"it has no heads; {_some(writers)} write"
+        if lags := of_kind["lag"]:
+            there += f", the lags {_some(lags)}"
+        hint = nearest(name, [*GROUPS, *self.components, *self.hooks])
+        return f"{self.viewed.name} has no unit {name!r}{hint or ';'} {there}"
 
 
-def _order(hook: str) -> tuple[Order, Order]:
-    match = re.match(r"blocks\.(\d+)\.(.*)", hook)
-    if match is None:
-        below = hook.partition(".")[0] in ("hook_embed", "hook_pos_embed", "embed", "pos_embed")
-        layer = -1 if below else 1_000_000
-        return (layer, Step.READ), (layer, Step.WRITTEN)
-    layer, place = int(match[1]), match[2]
-    for start, reads, writes in (
-        ("hook_resid_pre", Step.BEFORE, Step.BEFORE),
-        ("hook_resid_mid", Step.MIDDLE, Step.MIDDLE),
-        ("hook_resid_post", Step.AFTER, Step.AFTER),
-        ("hook_mlp", Step.MLP, Step.MLP_WRITTEN),
-        ("mlp.", Step.MLP, Step.MLP_WRITTEN),
-        ("ln2", Step.MLP, Step.MLP_WRITTEN),
-    ):
-        if place.startswith(start):
-            return (layer, reads), (layer, writes)
-    return (layer, Step.READ), (layer, Step.WRITTEN)
+def _unit(component: Component, position: Position | None = None) -> Unit:
+    """A component at one or several positions."""
+    where, sites = "", component.sites
+    if position is not None:
+        sites = tuple(site.at(position) for site in sites)
+        where = f"@{position}" if isinstance(position, int) else f"@{_written(position)}"
+    parts = tuple(Part(site) for site in sites)
+    return Unit(component.label + where, parts, component=component, position=position)
+
+
+def _written(positions: slice) -> str:
+    start, stop = ("" if end is None else end for end in (positions.start, positions.stop))
+    return f"{start}:{stop}"
+
+
+def _components(viewed: View) -> Iterator[Component]:
+    """Everything that has a label, whether or not the model has these hook points."""
+    for name in ("embed", "pos_embed"):
+        yield Component(name, name, -1, 0, (Site.of_hook(viewed, f"hook_{name}", (ALL,)),))
+    for writer in viewed.written_by(-1):
+        yield Component(writer.label, writer.kind, -1, 0, (_whole(writer),))
+    for layer in range(viewed.n_layers):
+        sublayers = viewed.sublayers(layer)
+        whole = tuple(_whole(sublayer.writer) for sublayer in sublayers)
+        yield Component(f"L{layer}", "layer", layer, 0, whole)
+        for site, sublayer in zip(whole, sublayers, strict=True):
+            yield Component(sublayer.writer.label, sublayer.writer.kind, layer, 0, (site,))
+        for name in STREAM:
+            site = Site.of_hook(viewed, stream_hook(layer, name), (ALL,))
+            yield Component(f"L{layer}.{name}", name, layer, 0, (site,))
+        for sublayer in sublayers:
+            of_kind: dict[str, int] = {}
+            for one in (*sublayer.terms, *sublayer.readers):
+                number = of_kind[one.kind] = of_kind.get(one.kind, -1) + 1
+                writer = sublayer.writer
+                stream, terms = (None, ()) if isinstance(one, Reader) else (writer.hook, (one,))
+                site = Site(one.place, writer.reads, writer.writes, stream, writer, terms)
+                yield Component(one.label, one.kind, layer, number, (site,), not terms)
+
+
+def _whole(writer: Writer) -> Site:
+    return Site(Place(writer.hook), writer.reads, writer.writes, writer.hook, writer)
+
+
+def _part_of_hook(text: str, viewed: View) -> Component:
+    match = re.fullmatch(r"([\w.]+)(?:\[([^\]]*)\])?", text)
+    parts = [part.strip() for part in (match[2] or "").split(",")] if match else []
+    index = [_position(part) for part in parts if part]
+    if match is None or None in index:
+        raise ValueError(
+            f"{text!r} cannot be read; write the hook point and an index of whole numbers and "
+            "ranges after it, such as blocks.1.mlp.hook_post[:, 5]"
+        )
+    chosen = tuple(part for part in index if part is not None)
+    site = Site.of_hook(viewed, match[1], chosen)
+    return Component(text, "", site.reads[0], 0, (site,))
+
+
+def _position(text: str) -> Position | None:
+    """7 or slice(2, 5), from "7" or "2:5"; None for anything else."""
+    if re.fullmatch(r"-?\d+", text):
+        return int(text)
+    if not re.fullmatch(r"(-?\d*):(-?\d*)", text):
+        return None
+    start, stop = (int(end) if end else None for end in text.split(":"))
+    return slice(start, stop)
+
+
+def _as_slice(position: Position) -> slice:
+    if isinstance(position, slice):
+        return position
+    return slice(position, position + 1 or None)
+
+
+def _some(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:3]) + (f", ... {labels[-1]}" if len(labels) > 3 else "")

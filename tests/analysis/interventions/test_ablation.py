@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from interp.analysis import InductionScore, LogitDifference, ablate
-from interp.analysis.interventions.checks import others_of
 from interp.analysis.interventions.metrics import InContextLearning
+from interp.analysis.interventions.replacements import others_of
 from interp.models import HookedSequenceModel
 from tests.analysis import measured
 from tests.analysis.interventions import by_hand
