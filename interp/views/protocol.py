@@ -55,11 +55,14 @@ def keeping(names: Collection[str], kept: dict[str, Tensor], stop: bool = False)
 
     def keeper(name: str) -> Hook:
         def keep(activation: Tensor, hook: Any) -> Tensor | None:
-            leaf = torch.is_grad_enabled() and not activation.requires_grad
-            kept[name] = activation.detach().requires_grad_() if leaf else activation
+            differentiated = torch.is_grad_enabled()
+            if differentiated and not activation.requires_grad:
+                activation = activation.detach().requires_grad_()
+            kept[name] = activation
             if stop and len(kept) == len(names):
                 raise EverythingHeard
-            return kept[name] if leaf else None
+            # A bridge may show another form of what goes on: what is kept has to go on itself.
+            return activation if differentiated else None
 
         return name, keep
 

@@ -49,7 +49,7 @@ def test_a_function_of_logits_is_the_metric_that_it_computes():
 
 def test_one_forward_and_one_backward_pass_give_all_the_estimates(monkeypatch):
     model, runs = measured.build("attn-attn"), []
-    monkeypatch.setattr(module, "Sweep", None)  # what patches
+    monkeypatch.setattr(module.Runs, "sweep", None)  # what patches
     model.add_hook("blocks.0.hook_resid_pre", lambda x, hook: runs.append(len(x)))
     result = patched(model, "L*H*@*", exact=None)
     assert result.values.shape == (3, 5, 8)
