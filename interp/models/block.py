@@ -83,8 +83,13 @@ class Block(nn.Module):
         for norm, sublayer in sublayers:
             sublayer.fold(*take_affine(norm))
 
-    def sublayers(self, layer: int) -> Iterator[Sublayer]:
-        """What this block, as number `layer`, says of itself."""
+    def sublayers(self, layer: int, W_pos: Tensor | None = None) -> Iterator[Sublayer]:
+        """What this block, as number `layer`, says of itself.
+
+        Args:
+            layer: its number.
+            W_pos: the table of positions, where it is added to queries and keys only.
+        """
         mixer, prefix = self.mixer, f"blocks.{layer}."
         post_norm, norm = self.wiring.post_norm, FrozenNorm.of(self.ln1, f"{prefix}ln1")
         biases = {f"{prefix}{mixer.slot}.{mixer.bias_name}": mixer.bias}
@@ -96,6 +101,7 @@ class Block(nn.Module):
             norm=norm,
             post_norm=post_norm,
             linear=mixer.linear(layer, norm, self.wiring.residual, post_norm),
+            attending=mixer.attending(layer, None if post_norm else norm, W_pos),
         )
         if self.mlp is not None:
             norm = FrozenNorm.of(self.ln2, f"{prefix}ln2")

@@ -16,7 +16,7 @@ from enum import IntEnum
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from interp.models.linear import FrozenNorm, LinearLayer
+from interp.models.linear import Channel, FrozenNorm, LinearChannel, LinearLayer
 
 Position = int | slice
 ALL = slice(None)
@@ -167,6 +167,31 @@ class Reader:
 
 
 @dataclass(frozen=True, eq=False)
+class Attending:
+    """How an attention layer's queries meet its keys: `score(t, s) = (q_t R_t) (k_s R_s)ᵀ scale`.
+
+    Attributes:
+        channel: gives what a head's queries, keys or values are of the stream. A ValueError says
+            why where that cannot be told from the weights.
+        scale: 1 / √d_head, mostly.
+        scores: the hook point of all scores, `[batch head query key]`.
+        pattern: that of the pattern.
+        rotate: x R, turning `[batch pos any d_head]` by the angles of positions from a first one
+            on; None where nothing turns.
+    """
+
+    channel: Callable[[int, Channel], LinearChannel]
+    scale: float
+    scores: str
+    pattern: str
+    rotate: Callable[[Tensor, int], Tensor] | None = None
+
+    def turned(self, x: Float[Tensor, "batch pos any d_head"]) -> Tensor:
+        """x R: queries or keys as they meet."""
+        return x if self.rotate is None else self.rotate(x, 0)
+
+
+@dataclass(frozen=True, eq=False)
 class Sublayer:
     """A mixer or an MLP: what it reads, and what it writes.
 
@@ -179,7 +204,9 @@ class Sublayer:
         readers: its queries, keys and values, where it has such.
         norm: the norm before it, or behind the stream that it wrote to (`post_norm`).
         post_norm: whether the norm stands on the stream itself.
+        behind: a norm between what it computes and what it adds.
         linear: gives it as a linear map given frozen factors; None where it is none.
+        attending: how its heads attend; None where it has none.
     """
 
     writer: Writer
@@ -188,4 +215,6 @@ class Sublayer:
     readers: tuple[Reader, ...] = ()
     norm: FrozenNorm | None = None
     post_norm: bool = False
+    behind: FrozenNorm | None = None
     linear: Callable[[], LinearLayer] | None = None
+    attending: Attending | None = None

@@ -13,7 +13,7 @@ have no positions to move along.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,8 @@ Parts = Float[Tensor, "_ ... d_model"]
 Constants = Mapping[str, Float[Tensor, "#batch pos _"]]
 """What no token writes, under the name of the parameter it comes from."""
 Move = Callable[[Tensor, int], Tensor]
+Channel = Literal["q", "k", "v"]
+CHANNELS: tuple[Channel, ...] = get_args(Channel)
 
 
 def wide(x: Tensor) -> Tensor:
@@ -159,6 +161,8 @@ class LinearLayer(ABC):
 
     is_implied: bool = True
     """Whether the stream's moments imply its frozen factors, as they do a norm's mean scale."""
+    depthwise: bool = False
+    """Whether each lag has a scalar per channel and no matrix."""
 
     @property
     def factors(self) -> tuple[Freezing, ...]:
@@ -221,3 +225,109 @@ class LinearLayer(ABC):
         if not self.post_norm or self.norm is None:
             return x
         return self.norm(x, frozen[self.norm.name])
+
+
+@dataclass(frozen=True, eq=False)
+class LinearChannel:
+    """One head's queries, keys or values as a linear map of the stream, given the norm's scale.
+
+        k_t = Σ_j c_j(x_{t-j} C diag(γ) W / s + (β W + b)),
+
+    where c_j, the part of a key that comes from j tokens back, is the identity at lag 0 and nothing
+    else; a layer that mixes its keys with those before derives a class, with `lags` and
+    `over_lags`.
+
+    Attributes:
+        name: the module's, "blocks.1.attn".
+        channel: "q", "k" or "v".
+        computed: the hook point where entry `head` is what all terms add up to, before positions
+            turn it.
+        head: the head's number there.
+        norm: the norm before the layer; None where the stream is read as it is.
+        weight: W.
+        bias: b, or None.
+        positions: a table that is added behind the norm to what is read (shortformer), or None.
+        has_constants: whether bias and offset are told; where not, only the maps hold.
+    """
+
+    name: str
+    channel: Channel
+    computed: str
+    head: int
+    norm: FrozenNorm | None
+    weight: Float[Tensor, "d_model d_head"]
+    bias: Float[Tensor, " d_head"] | None = None
+    positions: Float[Tensor, "pos d_model"] | None = None
+    has_constants: bool = True
+
+    is_implied: ClassVar[bool] = True
+    """Whether the stream's moments imply its frozen factors."""
+
+    @property
+    def lags(self) -> int:
+        """How many tokens it reads, the current one included."""
+        return 1
+
+    @property
+    def factors(self) -> tuple[Freezing, ...]:
+        """What has to be frozen."""
+        return () if self.norm is None else (self.norm.factor,)
+
+    @property
+    def centered(self) -> bool:
+        """Whether its norm takes the mean off the stream before it is read."""
+        return self.norm is not None and self.norm.centered
+
+    @property
+    def reading(self) -> Float[Tensor, "d_model d_head"]:
+        """C diag(γ) W: the map of the stream, the norm's scale left out."""
+        return self.weight if self.norm is None else self.norm.reading(self.weight)
+
+    def of(self, activation: Float[Tensor, "batch pos _ d_head"]) -> Tensor:
+        """This head's, from the activation at `computed`."""
+        return activation[:, :, self.head]
+
+    def over_lags(self, x: Float[Tensor, "_ ... d_head"], move: Move) -> Iterable[Tensor]:
+        """What projected parts of the stream add at each lag, from lag 0 on."""
+        return (x,)
+
+    def maps(self, below: Float[Tensor, "_ d_model d_model"] | None, frozen: Frozen) -> Tensor:
+        """The map of each lag, for a position that has all its lags.
+
+        Args:
+            below: the stream that is read, by lag, as maps of another; None where it is that one.
+            frozen: the factors' values.
+        """
+        weight = self.reading / self._scale(frozen)
+        return self._mixed(weight[None] if below is None else below @ weight, stay)
+
+    def parts(
+        self, parts: Parts, frozen: Frozen, move: Move
+    ) -> Float[Tensor, "lag batch pos d_head"]:
+        """What each lag adds to the query, key or value, on sequences."""
+        return self._mixed(self._project(parts, frozen), move)
+
+    def constants(self, below: Constants, n_pos: int, frozen: Frozen, move: Move) -> Constants:
+        """What each constant adds to it, those from below and its own."""
+        own = {name: self._project(x, frozen) for name, x in below.items()}
+        if self.norm is not None and self.norm.offset is not None:
+            own[f"{self.norm.name}.b"] = everywhere(self.norm.offset @ self.weight, n_pos)
+        if self.bias is not None:
+            own[f"{self.name}.b_{self.channel.upper()}"] = everywhere(self.bias, n_pos)
+        if self.positions is not None:
+            own["pos_embed.W_pos"] = (self.positions[:n_pos] @ self.weight)[None]
+        return {name: self._mixed(x[None], move).sum(0) for name, x in own.items()}
+
+    def _scale(self, frozen: Frozen) -> Factor:
+        return 1.0 if self.norm is None else frozen[self.norm.name]
+
+    def _project(self, x: Tensor, frozen: Frozen) -> Tensor:
+        return (x if self.norm is None else self.norm(x, self._scale(frozen))) @ self.weight
+
+    def _mixed(self, x: Float[Tensor, "_ ... d_head"], move: Move) -> Tensor:
+        terms = list(self.over_lags(x, move))
+        place = torch.broadcast_shapes(*(term.shape[1:] for term in terms))
+        out = x.new_zeros(len(x) + len(terms) - 1, *place)
+        for lag, term in enumerate(terms):
+            out[lag : lag + len(x)] += term
+        return out

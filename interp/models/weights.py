@@ -29,6 +29,7 @@ class WeightsMixin(nn.Module):
 
     embed: Embed
     pos_embed: LearnedPositions | SinusoidalPositions | None
+    positions_enter_stream: bool
     unembed: Unembed | TiedUnembed
     blocks: nn.ModuleList
     ln_final: nn.Module
@@ -46,7 +47,8 @@ class WeightsMixin(nn.Module):
 
     def sublayers(self, layer: int) -> tuple[Sublayer, ...]:
         """What a layer says it reads and writes: its mixer and, if there is one, its MLP."""
-        return tuple(cast(Block, self.blocks[layer]).sublayers(layer))
+        table = None if self.positions_enter_stream or self.pos_embed is None else self.W_pos
+        return tuple(cast(Block, self.blocks[layer]).sublayers(layer, table))
 
     def attn(self, layer: int) -> MultiHeadAttention:
         """The attention of one layer; an error names the layers that have one."""

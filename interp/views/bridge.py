@@ -1,16 +1,18 @@
 """The view of a `transformer_lens.TransformerBridge`: any Hugging Face model, patterns in hooks."""
 
-from collections.abc import Collection, Iterator, Sequence
-from functools import cached_property, partial
+import math
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from interp.models.description import ALL, Place, Reader, Sublayer, Term, Writer
+from interp.models.description import ALL, Attending, Place, Reader, Sublayer, Term, Writer
 from interp.models.hooks import undisturbed, without_hooks
-from interp.models.linear import FrozenNorm, maybe_wide, wide
+from interp.models.linear import Channel, FrozenNorm, LinearChannel, maybe_wide, wide
 from interp.models.shapes import Logits, Scores, Stream, Tokens
 from interp.views.entries import Entries, entries_of
 from interp.views.outputs import Outputs, OutputsOfLogits, at_positions
@@ -124,8 +126,10 @@ class BridgeView(View):
     def _attention(self, writer: Writer) -> Sublayer:
         layer, prefix = writer.layer, f"blocks.{writer.layer}.attn."
 
+        weights = cache(partial(self._weights, layer))
+
         def to_stream(head: int) -> Float[Tensor, "d_head d_model"]:
-            return writer.term(wide(self.output_map(layer)[head]))
+            return writer.term(weights("O")[head])
 
         def constants() -> dict[str, Float[Tensor, " d_model"]]:
             b_O = self.output_bias(layer)
@@ -146,22 +150,111 @@ class BridgeView(View):
             Reader(f"{label}.pattern", "pattern", Place(f"{prefix}hook_pattern", (head, ALL), 1))
             for head, label in enumerate(labels)
         ]
-        return Sublayer(writer, tuple(terms), constants, tuple(readers))
+        before, behind = (
+            self._norm(self.model.blocks[layer], name, f"blocks.{layer}.{name}")
+            if self._is_foldable
+            else None
+            for name in ("ln1", "ln1_post")
+        )
+
+        def channel(head: int, channel: Channel) -> LinearChannel:
+            self._check_foldable()
+            maps = weights(channel.upper())
+            shared = head * len(maps) // self.heads[layer]  # queries may share a key
+            name = f"blocks.{layer}.attn"
+            computed = f"{name}.hook_{channel}"
+            return LinearChannel(
+                name, channel, computed, shared, before, maps[shared], has_constants=False
+            )
+
+        return Sublayer(
+            writer,
+            tuple(terms),
+            constants,
+            tuple(readers),
+            norm=before,
+            behind=behind,
+            attending=Attending(
+                channel,
+                scale=math.nan,  # not looked up: architectures differ
+                scores=f"{prefix}hook_attn_scores",
+                pattern=f"{prefix}hook_pattern",
+                rotate=partial(self._rotated, layer) if self._is_rotary else None,
+            ),
+        )
+
+    def _weights(self, layer: int, name: str) -> Float[Tensor, "head _ _"]:
+        """W_Q, W_K, W_V or W_O of a layer; in the former, gains of norms over queries and keys."""
+        attn = self.model.blocks[layer].attn
+        try:
+            weight = wide(getattr(attn, f"W_{name}"))
+        except (AttributeError, RuntimeError, ValueError, NotImplementedError) as error:
+            raise ValueError(
+                f"{self.name}: the attention weights of layer {layer} cannot be read head by "
+                f"head: {error}"
+            ) from error
+        norm = self._norm(attn, f"{name.lower()}_norm", "") if name in "QK" else None
+        if norm is None or norm.gain is None:
+            return weight
+        # One gain for all heads, or one for each (Qwen 3).
+        gain = norm.gain.view(-1, 1, weight.shape[-1])
+        return norm.writing(weight) * gain.repeat_interleave(len(weight) // len(gain), dim=0)
+
+    def _norm(self, owner: Any, attribute: str, name: str) -> FrozenNorm | None:
+        norm = getattr(owner, attribute, None)
+        if norm is None:
+            return None
+        gain, offset = (maybe_wide(getattr(norm, weight, None)) for weight in ("w", "b"))
+        if gain is not None:
+            gain = gain + float(norm.uses_weight_offset)  # Gemma stores gain - 1
+        return FrozenNorm(name, not norm.uses_rms_norm, gain, offset, eps=0.0)
+
+    @property
+    def _is_foldable(self) -> bool:
+        return getattr(self.model.adapter, "supports_fold_ln", True)
+
+    def _check_foldable(self) -> None:
+        if not self._is_foldable:
+            raise ValueError(
+                f"{self.name}: TransformerLens cannot fold this architecture's norms into the maps "
+                "behind them (post-norm, or norms that several maps share), so its weights alone "
+                "do not say what a head reads. Use a pre-norm model"
+            )
+
+    @property
+    def _is_rotary(self) -> bool:
+        return self.model.cfg.positional_embedding_type == "rotary"
+
+    def _rotated(
+        self, layer: int, x: Float[Tensor, "batch pos any d_head"], start: int
+    ) -> Float[Tensor, "batch pos any d_head"]:
+        """By Hugging Face's own function: pairs of channels differ between architectures."""
+        attn = getattr(self.model.blocks[layer].attn, "original_component", None)
+        module = sys.modules[type(attn).__module__]
+        turn: Callable[..., Any] | None = getattr(module, "apply_rotary_pos_emb", None)
+        table = getattr(getattr(self.model, "rotary_emb", None), "original_component", None)
+        if turn is None or table is None:
+            raise ValueError(
+                f"{self.name}: how its rotary positions turn is not known here; leave distance at 0"
+            )
+        positions = torch.arange(start, start + x.shape[1], device=x.device)[None]
+        with torch.no_grad():
+            cos, sin = table(x[:1, :, 0], positions)
+        width = cos.shape[-1]  # some architectures turn the first channels only
+        by_head = x.transpose(1, 2)[..., :width]
+        turned, _ = turn(by_head, by_head, cos.to(x), sin.to(x))
+        return torch.cat([turned.transpose(1, 2), x[..., width:]], dim=-1)
 
     @property
     def last_norm(self) -> FrozenNorm:
         """What TransformerLens calls ln_final."""
-        norm = getattr(self.model, "ln_final", None)
+        norm = self._norm(self.model, "ln_final", "ln_final")
         if norm is None:
             raise ValueError(
                 f"{self.name} has no norm before its unembedding that is known of, so its logits "
                 "cannot be read from the stream; give a model with one"
             )
-        gain = maybe_wide(getattr(norm, "w", None))
-        if gain is not None and norm.uses_weight_offset:
-            gain = gain + 1  # Gemma stores gain - 1
-        offset = maybe_wide(getattr(norm, "b", None))
-        return FrozenNorm("ln_final", not norm.uses_rms_norm, gain, offset, eps=0.0)
+        return norm
 
     @property
     def unembedding(
@@ -170,6 +263,27 @@ class BridgeView(View):
         """As the bridge gives them; without a bias it gives one of zeros."""
         bias = self.model.b_U
         return self.model.W_U, bias if bias is not None and bias.any() else None
+
+    @property
+    def embedding(self) -> Float[Tensor, "vocab d_model"]:
+        """W_E; refused where a norm stands between it and the stream."""
+        if hasattr(self.model, "embed_ln"):
+            raise ValueError(
+                f"{self.name} normalises its embedding, so that W_E is not what enters the "
+                "stream; ask for the residual basis"
+            )
+        return self.model.W_E
+
+    @property
+    def position_table(self) -> Float[Tensor, "pos d_model"] | None:
+        """Where the bridge gives one."""
+        return getattr(self.model, "W_pos", None)
+
+    @property
+    def unread_convolutions(self) -> tuple[str, ...]:
+        """Those of the model in the bridge: none is described yet."""
+        modules = self.model.original_model.named_modules()
+        return tuple(name for name, module in modules if isinstance(module, nn.Conv1d))
 
     def output_map(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         """W_O, as the bridge gives it."""

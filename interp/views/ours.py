@@ -23,6 +23,7 @@ class OurView(View):
 
     model: HookedSequenceModel
     starts_anywhere = True
+    starts_from_tables = True
 
     def __init__(self, model: HookedSequenceModel):
         self.model = model
@@ -36,15 +37,11 @@ class OurView(View):
     def key_heads(self, layer: int) -> int:
         return self.heads[layer]
 
-    @property
-    def lags(self) -> dict[int, int]:
-        return {layer: self.model.conv(layer).lags for layer in self.model.conv_layers}
-
     @cached_property
     def writers(self) -> tuple[Writer, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         model = self.model
-        enters = model.pos_embed is not None and model.positions_enter_stream
-        writers = [Writer.embedding(kind) for kind in ("embed", "pos_embed")[: 1 + enters]]
+        tables = ("embed", "pos_embed")[: 1 + self.positions_enter_stream]
+        writers = [Writer.embedding(kind) for kind in tables]
         for layer in range(self.n_layers):
             writers += [sublayer.writer for sublayer in model.sublayers(layer)]
         return tuple(writers)
@@ -65,6 +62,18 @@ class OurView(View):
         self,
     ) -> tuple[Float[Tensor, "d_model vocab"], Float[Tensor, " vocab"] | None]:
         return self.model.W_U, self.model.unembed.b_U
+
+    @property
+    def embedding(self) -> Float[Tensor, "vocab d_model"]:
+        return self.model.W_E
+
+    @property
+    def position_table(self) -> Float[Tensor, "pos d_model"] | None:
+        return None if self.model.pos_embed is None else self.model.W_pos
+
+    @property
+    def positions_enter_stream(self) -> bool:
+        return self.model.pos_embed is not None and self.model.positions_enter_stream
 
     @property
     def sums_up(self) -> bool:

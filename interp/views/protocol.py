@@ -138,7 +138,12 @@ class View(ABC):
     @property
     def lags(self) -> dict[int, int]:
         """The number of lags of every convolution."""
-        return {}
+        described = {layer: self.sublayers(layer) for layer in range(self.n_layers)}
+        lags = {
+            layer: sum(term.kind == "lag" for sublayer in sublayers for term in sublayer.terms)
+            for layer, sublayers in described.items()
+        }
+        return {layer: n for layer, n in lags.items() if n}
 
     @property
     @abstractmethod
@@ -250,6 +255,33 @@ class View(ABC):
     def unembed(self, stream: Stream) -> Logits:
         """The logits of a stream: what the model's last norm and its unembedding make of it."""
         return self.model.unembed(self.model.ln_final(stream))
+
+    @property
+    @abstractmethod
+    def embedding(self) -> Float[Tensor, "vocab d_model"]:
+        """W_E, as it enters the stream but for a constant factor.
+
+        Raises:
+            ValueError: something that is not linear stands between.
+        """
+
+    @property
+    @abstractmethod
+    def position_table(self) -> Float[Tensor, "pos d_model"] | None:
+        """W_pos; None where positions are no table."""
+
+    @property
+    def positions_enter_stream(self) -> bool:
+        """Whether that table is added to the stream."""
+        return self.position_table is not None
+
+    starts_from_tables: bool = False
+    """Whether rows of W_E and of the table of positions, added, are what enters layer 0."""
+
+    @property
+    def unread_convolutions(self) -> tuple[str, ...]:
+        """Convolutions over positions that the description is silent about."""
+        return ()
 
     @property
     def sums_up(self) -> bool:

@@ -210,18 +210,20 @@ def test_of_two_inputs_the_one_that_does_not_repeat_itself_is_named():
             interp.path_patch(model, "L0H0", "L1H0", *tokens, "second_copy_loss")
 
 
-def test_what_reads_our_weights_says_so_and_what_answers_for_a_bridge():
+def test_what_needs_biases_says_so_and_what_answers_for_a_bridge():
     model = bridged(hugging_face("llama"))
-    refused = {
-        "qk_circuit": lambda: interp.diagonal_preference(model),
-        "diagonal_preference": lambda: interp.match_table(model),
-        "logit_attribution .* path_patch": lambda: interp.path_attribution(model, probe(N)),
-    }
-    for instead, question in refused.items():
-        with pytest.raises(TypeError, match=rf"weights of interp models.*{instead}") as refusal:
-            question()
-        assert "has no convolution" not in str(refusal.value)
-    # The remedies are ones.
+    with pytest.raises(ValueError, match=r"which biases .*logit_attribution .* path_patch"):
+        interp.path_attribution(model, probe(N))
+    with pytest.raises(ValueError, match=r"which biases .*qk_circuit"):
+        interp.reads(model, "L0H0")
     assert interp.logit_attribution(model, probe(N)).values.size
-    circuit = interp.qk_circuit(model, "L1H3", basis="vocabulary")
-    assert circuit.diagonal_preference().values.size
+
+
+def test_the_matches_of_a_bridge_are_those_of_its_circuits():
+    model = bridged(hugging_face("llama"))  # its queries share keys
+    table = interp.match_table(model, distance=3)
+    for head in table.labels["head"]:
+        circuit = interp.qk_circuit(model, head, basis="vocabulary", distance=3)
+        expected = circuit.diagonal_preference().values[:3]
+        found = table.sel(head=head, query_lag="lag 0", key_lag="lag 0").values
+        np.testing.assert_allclose(found, expected, rtol=1e-4)

@@ -1,6 +1,6 @@
 """Attribution along paths: where does what a head adds to the logit come from?"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from jaxtyping import Float
@@ -9,11 +9,8 @@ from torch import Tensor
 from interp.analysis.attribution.logits import Attributions, over_sequences, scaled_direction
 from interp.analysis.attribution.readout import Choice, Question
 from interp.analysis.attribution.stream import Activations, StreamParts
-from interp.analysis.circuits.frozen_factors import names_for, scales_of
-from interp.analysis.circuits.routes import Route, ours, place_of, route
+from interp.analysis.circuits.head_maps import HeadMaps, Route, head_maps
 from interp.analysis.probes.probe import handed_in
-from interp.models import HookedSequenceModel
-from interp.models.linear import wide
 from interp.models.shapes import Stream, Tokens
 from interp.results.result import Result
 from interp.results.sampling import Groups, Sampling
@@ -58,8 +55,8 @@ def path_attribution(
         "blocks.0.conv.b_conv > L1H3" for a constant.
 
     Raises:
-        TypeError: not an interp model: the lags are read from its weights.
-        ValueError: no such head; a token or position that does not exist; a weight that is NaN.
+        ValueError: a model whose heads' biases are not known; no such head; a token or position
+            that does not exist; a weight that is NaN.
 
     Source: the path expansion of Elhage et al. 2021; convolutions in it are ours.
 
@@ -71,25 +68,25 @@ def path_attribution(
     >>> paths.labels["path"][:2]
     ('embed > lag 0 > L1H1', 'embed > lag 1 > L1H1')
     """
-    model = ours(model, "logit_attribution (what a head adds in all) or path_patch (one path)")
     viewed = view(model)
     viewed.check_tokens(tokens)
     sampling = Sampling.of(groups, len(tokens))
     wanted = (heads,) if isinstance(heads, str) else tuple(heads or viewed.head_labels)
-    ways = {head: route(model, head, "v") for head in wanted}
-    stream = StreamParts(viewed)
-    _refuse_replaced(model, stream, wanted)
+    maps = head_maps(viewed, wanted).values()
+    _refuse_unknown(maps)
     question = Question.of(viewed, tokens, correct, incorrect, positions)
+    stream = StreamParts(viewed)
+    _refuse_replaced(maps, stream)
     viewed.check_finite()
-    names = {name for way in ways.values() for name in _names(model, way)}
+    names = {name for head in maps for name in (*head.routes["v"].hooks, head.attending.pattern)}
 
     def attribute(rows: slice) -> Attributions:
         activations, _ = stream.run(tokens[rows], names)
         direction = scaled_direction(question, stream, activations, rows)
         return {
             path: (written[:, question.positions] * direction).sum(-1)
-            for way in ways.values()
-            for path, written in _paths(model, stream, way, activations)
+            for head in maps
+            for path, written in _paths(stream, head, activations)
         }
 
     origin = {
@@ -101,40 +98,43 @@ def path_attribution(
     return over_sequences(name, axis, attribute, question, origin, per_position, sampling)
 
 
-def _refuse_replaced(model: HookedSequenceModel, stream: StreamParts, heads: Sequence[str]) -> None:
+def _refuse_unknown(heads: Iterable[HeadMaps]) -> None:
     for head in heads:
-        layer, _ = place_of(model, head)
-        if not stream.residual and stream.end(layer) < stream.end() - 1:
+        if not head.routes["v"].end.has_constants:
             raise ValueError(
-                f"{head}: this model has no residual stream, so a later layer replaces what the "
-                "head writes, and it adds to no logit directly; only a last layer's heads do"
+                f"{head.viewed.name}: which biases its heads have is not known here, so the paths "
+                "into a head would not add up; ask logit_attribution (what a head adds in all) or "
+                "path_patch (one path)"
             )
 
 
-def _names(model: HookedSequenceModel, way: Route) -> list[str]:
-    layer, _ = place_of(model, way.head)
-    return [*names_for(way), f"blocks.{layer}.attn.hook_pattern"]
+def _refuse_replaced(heads: Iterable[HeadMaps], stream: StreamParts) -> None:
+    for head in heads:
+        if not stream.residual and stream.end(head.layer) < stream.end() - 1:
+            raise ValueError(
+                f"{head.label}: this model has no residual stream, so a later layer replaces what "
+                "the head writes, and it adds to no logit directly; only a last layer's heads do"
+            )
 
 
 def _paths(
-    model: HookedSequenceModel, stream: StreamParts, way: Route, activations: Activations
+    stream: StreamParts, head: HeadMaps, activations: Activations
 ) -> Iterator[tuple[str, Stream]]:
     """What each path writes to the last stream."""
-    layer, index = place_of(model, way.head)
-    pattern = activations[f"blocks.{layer}.attn.hook_pattern"][:, index]
-    W_O, last = wide(model.attn(layer).W_O[index]), stream.end()
-    for name, values in _values(stream, way, activations):
+    pattern, W_O = activations[head.attending.pattern][:, head.index], head.W_O
+    first, last = stream.end(head.layer), stream.end()
+    for name, values in _values(stream, head.routes["v"], activations):
         written = pattern @ values @ W_O
-        yield f"{name} > {way.head}", stream.carry(written, activations, stream.end(layer), last)
+        yield f"{name} > {head.label}", stream.carry(written, activations, first, last)
 
 
 def _values(
     stream: StreamParts, way: Route, activations: Activations
 ) -> Iterator[tuple[str, Values]]:
     """The head's values as a sum over where they come from."""
-    scales, n_pos = scales_of(way, activations), activations["hook_embed"].shape[1]
+    frozen, n_pos = way.frozen(activations), activations["hook_embed"].shape[1]
     for source, part in stream.parts(activations, before=way.layer):
-        for lag, values in enumerate(way.parts(part, scales)):
+        for lag, values in enumerate(way.parts(part, frozen)):
             yield (f"{source} > lag {lag}" if way.lags > 1 else source), values
-    for parameter, values in way.constants(n_pos, scales).items():
+    for parameter, values in way.constants(n_pos, frozen).items():
         yield parameter, values.expand(len(activations["hook_embed"]), -1, -1)

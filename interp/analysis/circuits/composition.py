@@ -1,6 +1,6 @@
 """Composition: does a later head read what an earlier one wrote, more than chance would have it?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +8,19 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from interp.analysis.circuits.bridge_maps import folded as folded_maps
-from interp.analysis.circuits.head_maps import Folded, Heads, OurFolded
+from interp.analysis.circuits.head_maps import (
+    HeadMaps,
+    at_distance,
+    check_distance,
+    check_pre_norm,
+    convolutions,
+    lag_maps,
+    layer_heads,
+)
 from interp.analysis.circuits.rotations import Baseline, Spectra, baseline, spectra
+from interp.models.linear import Channel, LinearLayer
 from interp.results.result import Result, versions
+from interp.views import View, view
 
 KINDS = ("Q", "K", "V")
 MEASURES = ("score", "excess", "spread", "z", "p_corrected")
@@ -33,7 +42,9 @@ def composition_scores(
 
     For a convolution, W_conv[j] without the residual path's identity stands in W_OV1's place. Only
     the direct way through the stream counts: what passes through an MLP, a convolution or a third
-    head on the way does not. Norms' gains and centring are folded in, their scales cancel, and
+    head on the way does not, and what a convolution between gates writes has no map of its own
+    (the provenance names it). Where a head mixes its own keys over several tokens, the map of the
+    current one counts. Norms' gains and centring are folded in, their scales cancel, and
     biases are no part of it.
 
     The baseline is a random (Haar) rotation of the stream between the two actual maps, so that
@@ -77,14 +88,19 @@ def composition_scores(
     """
     if n_rotations < 2:
         raise ValueError(f"n_rotations is {n_rotations}, but a spread needs at least 2")
-    folded = folded_maps(model)
-    _check_layers(folded)
-    folded.seen.check_finite()
-    writers, readers = _sides(folded, distance)
+    viewed = view(model)
+    convs = convolutions(viewed)
+    gated = [layer for layer, conv in convs.items() if not conv.is_implied]
+    convs = {layer: conv for layer, conv in convs.items() if conv.is_implied}
+    _check_layers(viewed, convs)
+    firsts = [layer_heads(viewed, layer)[0] for layer in viewed.heads]
+    check_distance(viewed, firsts, distance)
+    viewed.check_finite()
+    writers, readers = _sides(viewed, convs, distance)
     sources = [label for side in writers for label in side.labels]
     targets = [label for side in readers["Q"] for label in side.labels]
     columns = [side for kind in KINDS for side in readers[kind]]
-    scores = _scores(folded, writers, columns)
+    scores = _scores(viewed, writers, columns)
     left, right = (torch.cat([side.spectra for side in sides]) for sides in (writers, columns))
     chance = baseline(scores, left, right, n_rotations, seed)
     shape = (len(MEASURES), len(sources), len(KINDS), len(targets))
@@ -97,20 +113,25 @@ def composition_scores(
         chance=_chances(chance).view(shape).transpose(1, 2).numpy(),
         unit=dict(zip(MEASURES, UNITS, strict=True)),
         provenance={
-            "model": folded.seen.name,
+            "model": viewed.name,
             "baseline": "Haar rotations between the two maps",
             "n_rotations": n_rotations,
             "seed": seed,
-            **folded.at(distance),
+            **at_distance(firsts, distance),
             "n_pairs": int(scores.isfinite().sum()),
             "n_surviving": int(survives.sum()),
             "n_surviving_below": int((survives & (chance.z < 0)).sum()),
             "survives": f"p_corrected < {FAMILY_WISE} (most extreme pair of each rotation)",
             "smallest_p": 2 / (1 + n_rotations),
-            "left_out": "biases; ways through MLPs, convolutions and third heads",
+            "left_out": _left_out(gated),
             "versions": versions(),
         },
     )
+
+
+def _left_out(gated: Sequence[int]) -> str:
+    between = [f"what L{layer} writes, by gates that depend on the tokens" for layer in gated]
+    return "; ".join(["biases", "ways through MLPs, convolutions and third heads", *between])
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,51 +160,62 @@ def _chances(chance: Baseline) -> Float64[Tensor, "_ _ _"]:
     return torch.stack([chance.mean, zero, unknown, zero, unknown])
 
 
-def _reaches(folded: Folded, source: int, target: int) -> bool:
-    return source + 1 == target or (folded.residual and source < target)
+def _reaches(viewed: View, source: int, target: int) -> bool:
+    return source + 1 == target or (viewed.residual and source < target)
 
 
-def _conv_layers(folded: Folded) -> tuple[int, ...]:
-    return folded.model.conv_layers if isinstance(folded, OurFolded) else ()
-
-
-def _check_layers(folded: Folded) -> None:
-    attention = folded.seen.heads
-    below = (*attention, *_conv_layers(folded))
-    if not any(_reaches(folded, source, target) for target in attention for source in below):
+def _check_layers(viewed: View, convs: Mapping[int, LinearLayer]) -> None:
+    below = (*viewed.heads, *convs)
+    if not any(_reaches(viewed, source, target) for target in viewed.heads for source in below):
         raise ValueError(
-            f"{folded.seen.name} has no head that reads what another head or a convolution wrote, "
+            f"{viewed.name} has no head that reads what another head or a convolution wrote, "
             "so nothing composes"
         )
 
 
-def _sides(folded: Folded, distance: int) -> tuple[list[_Side], Mapping[str, list[_Side]]]:
+def _sides(
+    viewed: View, convs: Mapping[int, LinearLayer], distance: int
+) -> tuple[list[_Side], Mapping[str, list[_Side]]]:
     """Who writes, and who reads as Q, K and V, from the lowest layer to the highest."""
     writers, readers = [], {kind: [] for kind in KINDS}
-    attention, convs, width = folded.seen.heads, _conv_layers(folded), folded.width
-    for layer in sorted((*attention, *convs)):
-        if isinstance(folded, OurFolded) and layer in convs:
-            lags = folded.lags(layer)
+    norm = layer_heads(viewed, min(viewed.heads))[0].sublayer.norm
+    d_model = layer_heads(viewed, min(viewed.heads))[0].output.shape[-1]
+    width = d_model - (norm is not None and norm.centered)
+    for layer in sorted((*viewed.heads, *convs)):
+        if layer in convs:
+            check_pre_norm(viewed, viewed.sublayers(layer)[0])
+            lags = lag_maps(viewed, convs[layer])
+            lags = lags if (own := convs[layer].norm) is None else own.writing(lags)
             names = tuple(f"L{layer} lag {lag}" for lag in range(len(lags)))
             writers.append(_Side(layer, names, lags, spectra(lags, width)))
             continue
-        names = tuple(f"L{layer}H{head}" for head in range(attention[layer]))
-        heads, turn = folded.heads(layer), folded.rotation(layer, distance)
-        if any(_reaches(folded, writer.layer, layer) for writer in writers):
-            for kind, maps in _reading(heads, turn).items():
+        heads = layer_heads(viewed, layer)
+        check_pre_norm(viewed, heads[0].sublayer)
+        names = tuple(head.label for head in heads)
+        W_O = torch.stack([head.output for head in heads])
+        W_V = _stacked(heads, "v")
+        if any(_reaches(viewed, writer.layer, layer) for writer in writers):
+            for kind, maps in _reading(heads, W_V, W_O, distance).items():
                 readers[kind].append(_Side(layer, names, maps, spectra(maps, width)))
-        maps = _triangle(heads.W_V) @ heads.W_O
+        maps = _triangle(W_V) @ W_O
         writers.append(_Side(layer, names, maps, spectra(maps, width)))
     highest = readers["Q"][-1].layer
     return [side for side in writers if side.layer < highest], readers
 
 
-def _reading(heads: Heads, turn: Float[Tensor, "d_head d_head"] | None) -> dict[str, Tensor]:
-    W_Q = heads.W_Q if turn is None else heads.W_Q @ turn
+def _stacked(heads: Sequence[HeadMaps], channel: Channel) -> Float[Tensor, "head d_model d_head"]:
+    ends = [head.attending.channel(head.index, channel) for head in heads]
+    return torch.stack([end.maps(None, {f.name: 1.0 for f in end.factors})[0] for end in ends])
+
+
+def _reading(
+    heads: Sequence[HeadMaps], W_V: Tensor, W_O: Tensor, distance: int
+) -> dict[str, Tensor]:
+    W_Q, W_K = heads[0].turned(_stacked(heads, "q"), distance), _stacked(heads, "k")
     return {
-        "Q": _triangle(heads.W_K) @ W_Q.mT,
-        "K": _triangle(W_Q) @ heads.W_K.mT,
-        "V": _triangle(heads.W_O.mT) @ heads.W_V.mT,
+        "Q": _triangle(W_K) @ W_Q.mT,
+        "K": _triangle(W_Q) @ W_K.mT,
+        "V": _triangle(W_O.mT) @ W_V.mT,
     }
 
 
@@ -191,14 +223,14 @@ def _triangle(maps: Float[Tensor, "head d_model d_head"]) -> Float[Tensor, "head
     return torch.linalg.qr(maps, mode="r").R
 
 
-def _scores(folded: Folded, writers: list[_Side], readers: list[_Side]) -> Float64[Tensor, "_ _"]:
+def _scores(viewed: View, writers: list[_Side], readers: list[_Side]) -> Float64[Tensor, "_ _"]:
     """The score of each writer with each reader; NaN where nothing gets from one to the other."""
     rows = []
     for writer in writers:
         blocks = []
         for reader in readers:
             block = torch.full((len(writer.labels), len(reader.labels)), torch.nan)
-            if _reaches(folded, writer.layer, reader.layer):
+            if _reaches(viewed, writer.layer, reader.layer):
                 products = torch.einsum("akm,blm->abkl", writer.maps, reader.maps)
                 norms = (side.maps.flatten(1).norm(dim=-1) for side in (writer, reader))
                 block = products.flatten(2).norm(dim=-1) / torch.outer(*norms)

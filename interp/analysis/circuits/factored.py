@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
-from interp.analysis.circuits.diagonal_preference import Rows, matches
+from interp.analysis.circuits.matching import Rows, matches
 from interp.results.result import Result
 
 ENTRIES_AT_ONCE = 4_000_000

@@ -1,244 +1,384 @@
-"""A model's heads as maps on its stream, at their own input: gains folded in, means taken off.
+"""A head's virtual weights: its maps on the stream, through the convolutions directly below it.
+
+A query, key or value at position t is `Σ_j x_{t-j} K_j + constants`, where x is the stream that
+enters the lowest convolution of the run directly below the head. Attention and MLPs are no linear
+maps and end the run: what they wrote is part of x.
 
 A norm acts as `C diag(γ) / s` on what it reads. C diag(γ) is folded into the maps behind it; the
-scale s depends on the token, is a common factor of everything that one head reads, and is left out.
-Where a LayerNorm takes the mean off, what is written along (1, ..., 1) reaches nobody: it is taken
-off the maps that write as well, as TransformerLens's `fold_ln` and `center_writing_weights` do.
-Biases are no part of a map. Everything is in float32 or wider.
+scale s depends on the token. Where a LayerNorm takes the mean off, what is written along
+(1, ..., 1) reaches nobody: it is taken off the maps that write as well, as TransformerLens's
+`fold_ln` and `center_writing_weights` do. Everything is in float32 or wider.
+
+All of it comes from what a layer says of itself (`interp.models.description`), whoever wrote it.
 """
 
-from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.circuits import routes
-from interp.analysis.circuits.frozen_factors import mean_scales
-from interp.analysis.circuits.reads import HeadReads, Reads, all_reads, reads
-from interp.models.block import Block
-from interp.models.layers import MultiHeadAttention
-from interp.models.linear import FrozenNorm, wide
-from interp.models.shapes import Tokens
-from interp.views import View
+from interp.models.description import Attending, Sublayer
+from interp.models.linear import (
+    CHANNELS,
+    Channel,
+    Constants,
+    Factor,
+    Freezing,
+    Frozen,
+    LinearChannel,
+    LinearLayer,
+    moving,
+    stay,
+    wide,
+)
+from interp.models.shapes import KeyMask, Stream
+from interp.views import View, view
 
 
 @dataclass(frozen=True, eq=False)
-class Heads:
-    """The maps of one layer's heads."""
+class Route:
+    """From the stream that enters a run of convolutions to one head's queries, keys or values."""
 
-    W_Q: Float[Tensor, "head d_model d_head"]
-    W_K: Float[Tensor, "head d_model d_head"]
-    W_V: Float[Tensor, "head d_model d_head"]
-    W_O: Float[Tensor, "head d_head d_model"]
-
-
-NO_NORM = FrozenNorm("", centered=False, gain=None, offset=None, eps=0.0)
-"""What stands for a norm where there is none: it leaves all maps as they are."""
-
-
-class Folded(ABC):
-    """The maps of any model; `folded(model)` makes them.
-
-    `residual` is False where a layer replaces the stream, `rotary` True where the circuits of
-    queries and keys depend on the distance. `width` counts the dimensions of the stream that its
-    readers can tell apart.
-    """
-
-    residual: bool
-    rotary: bool
-    width: int
-
-    def __init__(self, seen: View):
-        self.seen, self.model = seen, seen.model
-
-    def at(self, distance: int) -> dict[str, int]:
-        """The provenance of a distance, where it matters."""
-        return {"distance": distance} if self.rotary else {}
-
-    @abstractmethod
-    def place(self, head: str) -> tuple[int, int]:
-        """Layer and index of "L1H3"; a ValueError names the heads there are."""
-
-    @abstractmethod
-    def heads(self, layer: int) -> Heads:
-        """The maps of a layer, at its own input."""
-
-    @abstractmethod
-    def read(self, head: str, tokens: Tokens | None) -> HeadReads:
-        """The maps of one head, from below the convolutions under it."""
-
-    @abstractmethod
-    def values(self, layer: int, tokens: Tokens | None) -> Float[Tensor, "head lag d_model d_head"]:
-        """The value maps of a layer, from below the convolutions under it."""
-
-    @abstractmethod
-    def outputs(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
-        """W_O, as the stream's readers see it."""
-
-    @abstractmethod
-    def rotation(self, layer: int, distance: int) -> Float[Tensor, "d_head d_head"] | None:
-        """R with score = q R kᵀ at this distance from query to key; None where nothing turns."""
-
-    @abstractmethod
-    def last_norm(self) -> FrozenNorm:
-        """What the last norm leaves in the maps before the unembedding."""
-
-    @abstractmethod
-    def check_embedding(self, head: str) -> None:
-        """A ValueError where the embedding is no part of the stream that a head reads."""
-
-    @abstractmethod
-    def check_output(self, layer: int) -> None:
-        """A ValueError where the unembedding does not read what this layer writes."""
-
-    @abstractmethod
-    def biases(self, read: HeadReads, channels: str) -> list[str]:
-        """What the circuits of these channels leave out, by name; "v" goes on to the logits."""
-
-    @abstractmethod
-    def position_table(self, head: str) -> Float[Tensor, "pos d_model"]:
-        """W_pos; a ValueError where no table of positions reaches the head."""
-
-    def position_reads(self, read: HeadReads) -> HeadReads:
-        """What the head makes of the table of positions: what it makes of the stream."""
-        return read
-
-    def embedding(self) -> Float[Tensor, "vocab d_model"]:
-        """W_E, as it enters the stream but for a constant factor."""
-        return wide(self.model.W_E)
-
-    def unembedding(self) -> Float[Tensor, "d_model vocab"]:
-        """W_U."""
-        return wide(self.model.W_U)
-
-
-class OurFolded(Folded):
-    """Of an interp model."""
-
-    def __init__(self, seen: View):
-        super().__init__(seen)
-        config = self.model.config
-        self.residual, self.rotary = config.residual, config.positions == "rotary"
-        self.width = config.d_model - (config.norm == "layer")
-
-    def place(self, head: str) -> tuple[int, int]:
-        """Layer and index of a head."""
-        return routes.place_of(self.model, head)
-
-    def heads(self, layer: int) -> Heads:
-        """The maps of a layer; not for post-norm."""
-        self._refuse_post_norm()
-        attn, norm = self.model.attn(layer), self.norm(layer)
-        W_Q, W_K, W_V = (norm.reading(wide(W)) for W in (attn.W_Q, attn.W_K, attn.W_V))
-        return Heads(W_Q, W_K, W_V, norm.writing(wide(attn.W_O)))
-
-    def lags(self, layer: int) -> Float[Tensor, "lag d_model d_model"]:
-        """The maps of a convolution without its residual path, one per lag; not for post-norm."""
-        self._refuse_post_norm()
-        norm = self.norm(layer)
-        return norm.writing(norm.reading(wide(self.model.conv(layer).W)))
-
-    def norm(self, layer: int) -> FrozenNorm:
-        """What the norm before a layer's mixer leaves in the maps."""
-        return _fold(cast(Block, self.model.blocks[layer]).ln1)
-
-    def read(self, head: str, tokens: Tokens | None) -> HeadReads:
-        """As `interp.analysis.circuits.reads` gives them."""
-        return all_reads(self.model, [head], tokens)[head]
-
-    def values(self, layer: int, tokens: Tokens | None) -> Float[Tensor, "head lag d_model d_head"]:
-        """As `interp.analysis.circuits.reads` gives them, the scales measured once."""
-        heads = [f"L{layer}H{index}" for index in range(self.seen.heads[layer])]
-        scales = mean_scales(self.model, routes.route(self.model, heads[0], "v"), tokens, None)
-        return torch.stack([reads(self.model, head, "v", scales=scales).maps for head in heads])
-
-    def outputs(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
-        """W_O; a post-norm model's as it is."""
-        W_O = wide(self.model.attn(layer).W_O)
-        return W_O if self._post_norm else self.norm(layer).writing(W_O)
-
-    def rotation(self, layer: int, distance: int) -> Float[Tensor, "d_head d_head"] | None:
-        """R at this distance."""
-        attn: MultiHeadAttention = self.model.attn(layer)
-        turned = routes.rotation(attn, distance)
-        return None if attn.rotary is None else turned
-
-    def last_norm(self) -> FrozenNorm:
-        """What ln_final leaves."""
-        return _fold(self.model.ln_final)
-
-    def check_embedding(self, head: str) -> None:
-        """The embedding itself, or a residual stream that it is a part of."""
-        layer, _ = self.place(head)
-        source = min(routes.run_below(self.model, layer), default=layer)
-        if source == 0:
-            return
-        self._refuse_post_norm()
-        if not self.residual:
-            raise ValueError(
-                f"{self.seen.name} has no residual stream: {head} reads what layer {source - 1} "
-                "made of the tokens, not the tokens; ask for the residual basis"
-            )
-
-    def check_output(self, layer: int) -> None:
-        """A residual stream, or the last layer."""
-        self._refuse_post_norm()
-        last = len(self.model.blocks) - 1
-        if not self.residual and layer < last:
-            raise ValueError(
-                f"{self.seen.name} has no residual stream: what layer {layer} writes is read by "
-                f"layer {layer + 1}, not by the unembedding; ask for the residual basis"
-            )
-
-    def biases(self, read: HeadReads, channels: str) -> list[str]:
-        """Those that exist: offsets and biases below, and behind values b_O, ln_final.b and b_U."""
-        names = {name for c, one in read.items() if c in channels for name in one.constants}
-        if "v" in channels:
-            layer, _ = self.place(read["v"].head)
-            behind = (f"blocks.{layer}.attn.b_O", "ln_final.b", "unembed.b_U")
-            names.update(name for name, _ in self.model.named_parameters() if name in behind)
-        return sorted(names)
-
-    def position_table(self, head: str) -> Float[Tensor, "pos d_model"]:
-        """W_pos, where it is in the stream or added to this head's queries and keys."""
-        layer, _ = self.place(head)
-        if not self.model.attn(layer).sees_positions:
-            raise ValueError(f"the layer of {head} sees no positions: none are added there")
-        if self.model.pos_embed is None:
-            raise ValueError(
-                f"{self.seen.name} has no table of positions: they are "
-                f"{self.model.config.positions!r}"
-                + ("; ask for another basis, at a distance" if self.rotary else "")
-            )
-        if self.model.positions_enter_stream:
-            self.check_embedding(head)
-        return wide(self.model.W_pos)
-
-    def position_reads(self, read: HeadReads) -> HeadReads:
-        """Positions that are added to queries and keys come after convolutions and norms."""
-        if self.model.positions_enter_stream:
-            return read
-        return {channel: self._past_the_norm(one) for channel, one in read.items()}
-
-    def _past_the_norm(self, read: Reads) -> Reads:
-        end = replace(routes.route(self.model, read.head, read.channel).end, norm=None)
-        maps = end.maps(torch.eye(len(end.weight)).to(end.weight)[None], 1.0)
-        return replace(read, maps=maps, scales={}, scales_from="no norm")
+    head: str
+    layer: int
+    convs: tuple[LinearLayer, ...]
+    end: LinearChannel
 
     @property
-    def _post_norm(self) -> bool:
-        return self.model.config.norm_place == "post"
+    def source(self) -> str:
+        """The hook point of the stream that is read."""
+        return f"blocks.{self.layer}.hook_resid_pre"
 
-    def _refuse_post_norm(self) -> None:
-        if self._post_norm:
+    @property
+    def lags(self) -> int:
+        """How many tokens are read, the current one included: lags along the way add up."""
+        return self.end.lags + sum(conv.lags - 1 for conv in self.convs)
+
+    @property
+    def factors(self) -> tuple[Freezing, ...]:
+        """What has to be frozen for the maps to be linear, from the lowest."""
+        below = [factor for conv in self.convs for factor in conv.factors]
+        return (*below, *self.end.factors)
+
+    @property
+    def hooks(self) -> list[str]:
+        """What parts and constants are made of: the stream that is read, and the factors."""
+        return [self.source, *(factor.hook for factor in self.factors)]
+
+    def frozen(self, activations: Mapping[str, Tensor]) -> dict[str, Factor]:
+        """The factors, from the activations at `hooks`."""
+        return {factor.name: factor.of(activations[factor.hook]) for factor in self.factors}
+
+    @property
+    def centered(self) -> bool:
+        """Whether a LayerNorm takes the mean off the stream before anything reads it."""
+        return (self.convs[0] if self.convs else self.end).centered
+
+    def maps(self, frozen: Frozen) -> Float[Tensor, "lag d_model d_head"]:
+        """The map of each lag, for a position that has all its lags; the factors are means."""
+        return self.end.maps(self.maps_below(frozen), frozen)
+
+    def maps_below(self, frozen: Frozen) -> Float[Tensor, "lag d_model d_model"] | None:
+        """Those of the convolutions alone; None where there are none."""
+        maps = None
+        for conv in self.convs:
+            identity = torch.eye(len(self.end.weight)).to(self.end.weight)[None]
+            maps = conv.parts(identity if maps is None else maps, frozen, stay)
+        return maps
+
+    def parts(
+        self, stream: Stream, frozen: Frozen, key_mask: KeyMask | None = None
+    ) -> Float[Tensor, "lag batch pos d_head"]:
+        """What the tokens of each lag add, exactly: the factors are those of these sequences."""
+        parts, move = stream[None], moving(key_mask)
+        for conv in self.convs:
+            parts = conv.parts(parts, frozen, move)
+        return self.end.parts(parts, frozen, move)
+
+    def constants(self, n_pos: int, frozen: Frozen, key_mask: KeyMask | None = None) -> Constants:
+        """What offsets, biases and shortformer positions add, by the name of the parameter.
+
+        They depend on the position while it is too early to have all lags.
+        """
+        below = self.constants_below(n_pos, frozen, key_mask)
+        return self.end.constants(below, n_pos, frozen, moving(key_mask))
+
+    def constants_below(
+        self, n_pos: int, frozen: Frozen, key_mask: KeyMask | None = None
+    ) -> Constants:
+        """What the convolutions alone add."""
+        constants: Constants = {}
+        for conv in self.convs:
+            constants = conv.constants(constants, n_pos, frozen, moving(key_mask))
+        return constants
+
+    def past_the_norm(self) -> "Route":
+        """For positions that are added behind convolutions and norms."""
+        return replace(self, convs=(), end=replace(self.end, norm=None))
+
+
+@dataclass(frozen=True, eq=False)
+class HeadMaps:
+    """All that the weights of one head say: what it reads, how it matches, what it writes.
+
+    Attributes:
+        viewed: the model.
+        label: "L1H3".
+        layer: its layer.
+        index: its number there.
+        sublayer: what its layer's attention says of itself.
+        convs: the convolutions directly below, lowest first.
+    """
+
+    viewed: View
+    label: str
+    layer: int
+    index: int
+    sublayer: Sublayer
+    convs: tuple[LinearLayer, ...]
+
+    @property
+    def attending(self) -> Attending:
+        """How queries meet keys."""
+        assert self.sublayer.attending is not None
+        return self.sublayer.attending
+
+    @property
+    def source(self) -> int:
+        """The layer that the stream which is read enters."""
+        return min((conv.layer for conv in self.convs), default=self.layer)
+
+    @cached_property
+    def routes(self) -> dict[Channel, Route]:
+        """The ways to its queries, keys and values: all three read the same stream."""
+        return {channel: self.route(channel) for channel in CHANNELS}
+
+    def route(self, channel: Channel) -> Route:
+        """The way to one of them."""
+        if channel not in CHANNELS:
+            raise ValueError(f"channel is {channel!r}; choose one of {', '.join(CHANNELS)}")
+        end = self.attending.channel(self.index, channel)
+        return Route(self.label, self.source, self.convs, end)
+
+    @property
+    def hooks(self) -> list[str]:
+        """What all three are made of."""
+        return list(dict.fromkeys(name for way in self.routes.values() for name in way.hooks))
+
+    @property
+    def reads_back(self) -> bool:
+        """Whether it reads an earlier token through its weights."""
+        return any(way.lags > 1 for way in self.routes.values())
+
+    @property
+    def W_O(self) -> Float[Tensor, "d_head d_model"]:
+        """From what it attended to, to what it writes."""
+        to_stream = self.sublayer.terms[self.index].to_stream
+        assert to_stream is not None
+        return to_stream()
+
+    @property
+    def output(self) -> Float[Tensor, "d_head d_model"]:
+        """W_O as the stream's readers see it: norms behind it, and its mean taken off."""
+        W_O, norm = self.W_O, self.sublayer.norm
+        if self.sublayer.behind is not None:
+            W_O = self.sublayer.behind.behind(W_O)
+        return W_O if norm is None or self.sublayer.post_norm else norm.writing(W_O)
+
+    @property
+    def turns(self) -> bool:
+        """Whether its scores depend on the distance by rotary positions."""
+        return self.attending.rotate is not None
+
+    def rotation(self, distance: int) -> Float[Tensor, "d_head d_head"] | None:
+        """R with score(t, s) = q_t R k_sᵀ · scale at distance t - s; None where nothing turns."""
+        if (rotate := self.attending.rotate) is None:
+            return None
+        weight = self.attending.channel(self.index, "q").weight
+        identity = torch.eye(weight.shape[1]).to(weight)
+        return identity if distance == 0 else rotate(identity[None, None], distance)[0, 0]
+
+    def turned(self, queries: Float[Tensor, "*_ d_head"], distance: int) -> Tensor:
+        """Queries as keys at this distance meet them."""
+        R = self.rotation(distance)
+        return queries if R is None else queries @ R
+
+    def hidden_embedding(self) -> str:
+        """Why the embedding is no part of the stream that is read; empty where it is."""
+        if self.source == 0:
+            return ""
+        if self.sublayer.post_norm:
+            return _post_norm(self.viewed)
+        if not self.viewed.residual:
+            return (
+                f"{self.viewed.name} has no residual stream: {self.label} reads what layer "
+                f"{self.source - 1} made of the tokens, not the tokens; ask for the residual basis"
+            )
+        return ""
+
+    def check_embedding(self) -> None:
+        """Refuse a head that does not read the embedding, nor a stream that it is a part of."""
+        if why := self.hidden_embedding():
+            raise ValueError(why)
+
+    def check_output(self) -> None:
+        """Refuse a head that the unembedding does not read."""
+        check_pre_norm(self.viewed, self.sublayer)
+        if not self.viewed.residual and self.layer < self.viewed.n_layers - 1:
             raise ValueError(
-                f"{self.seen.name} normalises the stream itself after every layer (post-norm), so "
-                "what one layer writes is not what another reads. Use a pre-norm model"
+                f"{self.viewed.name} has no residual stream: what layer {self.layer} writes is "
+                f"read by layer {self.layer + 1}, not by the unembedding; ask for the residual "
+                "basis"
             )
 
+    def check_positions(self) -> Float[Tensor, "pos d_model"]:
+        """W_pos, where it is in the stream or added to this head's queries and keys.
 
-def _fold(norm: Any) -> FrozenNorm:
-    return FrozenNorm.of(norm, "") or NO_NORM
+        Raises:
+            ValueError: no table of positions reaches the head.
+        """
+        table = self.viewed.position_table
+        blind = f"the layer of {self.label} sees no positions: none are added there"
+        if table is None:
+            why = "they are rotary; ask for another basis, at a distance" if self.turns else blind
+            raise ValueError(f"{self.viewed.name} has no table of positions, and {why}")
+        if self.viewed.positions_enter_stream:
+            self.check_embedding()
+        elif self.routes["q"].end.positions is None:
+            raise ValueError(blind)
+        return wide(table)
+
+
+def head_maps(viewed: View, labels: Iterable[str] | None = None) -> dict[str, HeadMaps]:
+    """The maps of some heads, or of all; what lies below a layer is read once.
+
+    Raises:
+        ValueError: no such head.
+    """
+    layers: dict[int, tuple[Sublayer, tuple[LinearLayer, ...]]] = {}
+    found = {}
+    for label in viewed.head_labels if labels is None else labels:
+        layer, index = viewed.head(label)
+        if layer not in layers:
+            layers[layer] = _attention(viewed, layer), run_below(viewed, layer)
+        found[label] = HeadMaps(viewed, label, layer, index, *layers[layer])
+    return found
+
+
+def layer_heads(viewed: View, layer: int) -> list[HeadMaps]:
+    """The maps of one layer's heads."""
+    labels = [f"L{layer}H{index}" for index in range(viewed.heads[layer])]
+    return list(head_maps(viewed, labels).values())
+
+
+def by_layer(heads: Iterable[HeadMaps]) -> dict[int, list[HeadMaps]]:
+    """The heads of each layer: they read the same stream through the same convolutions."""
+    layers: dict[int, list[HeadMaps]] = {}
+    for head in heads:
+        layers.setdefault(head.layer, []).append(head)
+    return layers
+
+
+def route(model: Any, head: str, channel: Channel) -> Route:
+    """From the stream below a head's convolutions to its queries, keys or values.
+
+    Raises:
+        ValueError: no such head or channel, or weights that cannot be read.
+    """
+    return head_maps(view(model), [head])[head].route(channel)
+
+
+def run_below(viewed: View, layer: int) -> tuple[LinearLayer, ...]:
+    """The convolutions directly below a layer, lowest first; whatever is not linear ends them."""
+    run: list[LinearLayer] = []
+    for below in reversed(range(layer)):
+        sublayers = viewed.sublayers(below)
+        if len(sublayers) != 1 or sublayers[0].linear is None:
+            break
+        run.insert(0, sublayers[0].linear())
+    return tuple(run)
+
+
+def convolutions(viewed: View) -> dict[int, LinearLayer]:
+    """Every layer that is linear in several tokens, given its frozen factors."""
+    sublayers = (sublayer for layer in viewed.lags for sublayer in viewed.sublayers(layer))
+    layers = (sublayer.linear() for sublayer in sublayers if sublayer.linear is not None)
+    return {layer.layer: layer for layer in layers}
+
+
+def lag_maps(viewed: View, conv: LinearLayer) -> Float[Tensor, "lag d_model d_model"]:
+    """C diag(γ) W_j of every lag, without the residual path; with post-norm or none, W_j.
+
+    Raises:
+        ValueError: they depend on the tokens.
+    """
+    if not conv.is_implied:
+        raise ValueError(
+            f"layer {conv.layer} is a convolution between gates, and what it applies to a token "
+            "depends on the tokens around it: its weights alone give no map per lag. "
+            'reads(model, "L1H3", tokens=tokens) has the maps of a head above it, at mean gates'
+        )
+    weights = wide(viewed.embedding)
+    identity = torch.eye(weights.shape[1]).to(weights)
+    if conv.norm is not None and not conv.post_norm:
+        identity = conv.norm(identity, 1.0)
+    return torch.stack(list(conv.terms(identity, {}, stay)))
+
+
+def refuse_unread(viewed: View) -> None:
+    """Refuse a model with convolutions that its view does not describe."""
+    if unread := viewed.unread_convolutions:
+        raise TypeError(
+            f"{viewed.name} has convolutions that this analysis cannot read yet ({unread[0]} is "
+            f"the first of {len(unread)}); give an interp model, such as interp.load('conv-attn')"
+        )
+
+
+def check_pre_norm(viewed: View, sublayer: Sublayer) -> None:
+    """Refuse a model in which what one layer writes is not what another reads."""
+    if sublayer.post_norm:
+        raise ValueError(_post_norm(viewed))
+
+
+def check_distance(viewed: View, heads: Collection[HeadMaps], distance: int) -> None:
+    """Refuse a distance that no score of these heads has, before any work.
+
+    Raises:
+        ValueError: it is outside the context, or nothing turns and the circuit is the same at all.
+    """
+    if not heads:
+        return
+    if not any(head.turns for head in heads):
+        if distance:
+            raise ValueError(
+                f"distance is {distance}, but without rotary positions the circuit is the same at "
+                "every distance; leave it out"
+            )
+    elif distance not in range(viewed.n_ctx):
+        raise ValueError(
+            f"distance is {distance}, but must be a whole number from 0 to n_ctx - 1 = "
+            f"{viewed.n_ctx - 1}"
+        )
+
+
+def at_distance(heads: Iterable[HeadMaps], distance: int) -> dict[str, int]:
+    """What a provenance says of the distance: nothing, where nothing turns."""
+    return {"distance": distance} if any(head.turns for head in heads) else {}
+
+
+def _attention(viewed: View, layer: int) -> Sublayer:
+    for sublayer in viewed.sublayers(layer):
+        if sublayer.attending is not None:
+            return sublayer
+    raise ValueError(f"{viewed.name}: what the heads of layer {layer} read is not known")
+
+
+def _post_norm(viewed: View) -> str:
+    return (
+        f"{viewed.name} normalises the stream itself after every layer (post-norm), so what one "
+        "layer writes is not what another reads. Use a pre-norm model"
+    )

@@ -7,20 +7,13 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from interp.analysis.circuits.frozen_factors import (
-    MeanScales,
-    Moments,
-    embedding_moments,
-    mean_scales,
-)
-from interp.analysis.circuits.head_maps import OurFolded
-from interp.analysis.circuits.routes import Route, ours, route
-from interp.models import HookedSequenceModel
-from interp.models.layers import MultiHeadAttention
+from interp.analysis.circuits.head_maps import HeadMaps, Route, head_maps
+from interp.analysis.circuits.reads import MeanScales, Moments, embedding_moments, mean_scales
+from interp.models.description import Attending
 from interp.models.linear import wide
 from interp.models.shapes import Stream, Tokens
 from interp.results.result import Result, versions
-from interp.views import view
+from interp.views import View, view
 
 DEFAULT_POSITIONS = 256
 TERMS = ("positions", "tokens")
@@ -57,9 +50,9 @@ def positional_circuit(
         where scores do not vary.
 
     Raises:
-        TypeError: not an interp model.
-        ValueError: no such head, a model or a layer without positions, a length that does not fit,
-            a scale that cannot be told without tokens, or a weight that is NaN.
+        ValueError: no such head, a bridge, a head that reads through gates, a model or a layer
+            without positions, a length that does not fit, a scale that cannot be told without
+            tokens, or a weight that is NaN.
 
     Source: ours.
 
@@ -68,31 +61,30 @@ def positional_circuit(
     >>> positional_circuit(model, "L0H3").values.shape
     (2, 16)
     """
-    model = ours(model)
-    seen, folded = view(model), OurFolded(view(model))
-    layer, _ = folded.place(head)
-    folded.check_embedding(head)
-    attn = model.attn(layer)
-    if attn.rotary is None:
-        folded.position_table(head)
-    n = min(seen.n_ctx, DEFAULT_POSITIONS) if n_positions is None else n_positions
-    if not 2 <= n <= seen.n_ctx:
-        raise ValueError(f"n_positions is {n}, but must be 2 to n_ctx={seen.n_ctx}")
-    query, key = route(model, head, "q"), route(model, head, "k")
+    viewed = view(model)
+    maps = head_maps(viewed, [head])[head]
+    _check(maps)
+    n = min(viewed.n_ctx, DEFAULT_POSITIONS) if n_positions is None else n_positions
+    if not 2 <= n <= viewed.n_ctx:
+        raise ValueError(f"n_positions is {n}, but must be 2 to n_ctx={viewed.n_ctx}")
+    query, key = maps.routes["q"], maps.routes["k"]
     if query.factors and query.layer > 0 and tokens is None:
         raise ValueError(
             f"{head} reads {query.source}, which is not the embedding: how its norm scales it "
             "cannot be told from the weights. Give tokens"
         )
-    seen.check_finite()
-    scales = mean_scales(model, query, tokens, None)
-    moments = embedding_moments(model, None)
-    stream = _average_stream(model, moments.mean, n)
-    queries, keys = (_Channel.of(way, stream, moments, scales).turned(attn) for way in (query, key))
-    scores, variances = _scores(queries, keys, attn)
+    viewed.check_finite()
+    scales = mean_scales(maps, tokens)
+    moments = embedding_moments(viewed, None)
+    stream, attending = _average_stream(viewed, moments.mean, n), maps.attending
+    queries, keys = (
+        _Channel.of(way, stream, moments, scales).turned(attending) for way in (query, key)
+    )
+    causal = viewed.causal(maps.layer)
+    scores, variances = _scores(queries, keys, attending.scale, causal)
     by_positions, by_tokens = float(scores.square().nanmean()), float(variances.nanmean())
     total = by_positions + by_tokens
-    distances = range(0 if attn.causal else 1 - n, n)
+    distances = range(0 if causal else 1 - n, n)
     return Result(
         "positional_circuit",
         torch.stack([_along(scores, distances), _along(variances, distances).sqrt()]).cpu().numpy(),
@@ -100,7 +92,7 @@ def positional_circuit(
         labels={"term": TERMS, "distance": tuple(distances)},
         unit="attention score",
         provenance={
-            "model": seen.name,
+            "model": viewed.name,
             "head": head,
             "n_positions": n,
             "share": by_positions / total if total > 0 else None,
@@ -136,13 +128,12 @@ class _Channel:
             torch.arange(n, device=stream.device).clamp(max=early - 1),
         )
 
-    def turned(self, attn: MultiHeadAttention) -> "_Channel":
+    def turned(self, attending: Attending) -> "_Channel":
         """With rotary positions in it, if there are any."""
-        if attn.rotary is None:
+        if attending.rotate is None:
             return self
         n, width = self.mean.shape
-        identity = torch.eye(width).to(wide(attn.W_Q)).expand(1, n, -1, -1)
-        turns = attn.rotary(identity)[0].double()
+        turns = attending.turned(torch.eye(width).to(self.mean).expand(1, n, -1, -1))[0]
         return _Channel(
             (self.mean[:, None] @ turns)[:, 0],
             turns.mT @ self.covariances[self.which] @ turns,
@@ -150,25 +141,55 @@ class _Channel:
         )
 
 
-def _average_stream(
-    model: HookedSequenceModel, token: Float64[Tensor, " d_model"], n: int
-) -> Stream:
-    stream = token.to(wide(model.W_E)).expand(1, n, -1)
-    if model.pos_embed is None or not model.positions_enter_stream:
+def _check(head: HeadMaps) -> None:
+    """Refuse a head whose scores positions do not reach, or not by a way that is known."""
+    viewed = head.viewed
+    if not viewed.starts_from_tables:
+        raise ValueError(
+            f"{viewed.name}: what enters its first layer beside tokens and positions, and which "
+            'biases its heads have, is not known here; qk_circuit(model, "L0H0", '
+            'basis="positions") has the circuit between positions'
+        )
+    head.check_embedding()
+    if not head.turns:
+        head.check_positions()
+    if gated := [conv.layer for conv in head.convs if not conv.is_implied]:
+        raise ValueError(
+            f"{head.label} reads through the gates of layer {gated[0]}, which tokens and positions "
+            "set together: there is no score from positions alone"
+        )
+
+
+def _average_stream(viewed: View, token: Float64[Tensor, " d_model"], n: int) -> Stream:
+    stream = token.to(wide(viewed.embedding)).expand(1, n, -1)
+    table = viewed.position_table
+    if table is None or not viewed.positions_enter_stream:
         return stream
-    return stream + wide(model.W_pos)[:n]
+    return stream + wide(table)[:n]
 
 
 def _scores(
-    queries: _Channel, keys: _Channel, attn: MultiHeadAttention
+    queries: _Channel, keys: _Channel, scale: float, causal: bool
 ) -> tuple[Float64[Tensor, "query key"], Float64[Tensor, "query key"]]:
-    """The average token's score and the variance that tokens add; NaN where no query looks.
+    r"""The average token's score and the variance that tokens add; NaN where no query looks.
 
-    Both are relative to the query's mean over the keys that it sees, of average tokens.
+    A query is q_t + x and a key k_s + y: q_t and k_s are those of average tokens, x and y what the
+    tokens that are read add, independent with mean 0 and covariances Q_t and K_s. Relative to the
+    query's mean over the keys it sees, were all of them average (m_t = mean of k_s over these),
+
+        score(t, s) = (q_t + x) (k_s + y - m_t)ᵀ scale,
+
+    of which `q_t (k_s - m_t)ᵀ scale` is the mean. The rest has, cross terms being uncorrelated,
+
+        variance(t, s) = ((k_s - m_t) Q_t (k_s - m_t)ᵀ + q_t K_s q_tᵀ + tr(Q_t K_s)) scale²,
+
+    * (k_s - m_t) Q_t (k_s - m_t)ᵀ: the query's tokens, which meet the key's position;
+    * q_t K_s q_tᵀ: the key's tokens, which meet the query's position;
+    * tr(Q_t K_s) = E[(x yᵀ)²]: the two meeting each other, as different tokens at every distance.
     """
     n, device = len(queries.mean), queries.mean.device
     sees = torch.ones(n, n, dtype=torch.bool, device=device)
-    sees = sees.tril() if attn.causal else sees
+    sees = sees.tril() if causal else sees
     mean_keys = sees.double() @ keys.mean / sees.sum(1, keepdim=True)
     scores = queries.mean @ keys.mean.T - (queries.mean * mean_keys).sum(1, keepdim=True)
     by_queries = torch.stack([
@@ -179,8 +200,8 @@ def _scores(
     by_both = queries.covariances.flatten(1) @ keys.covariances.flatten(1).T
     variances = by_queries + by_keys + by_both[queries.which][:, keys.which]
     return (
-        (scores * attn.scale).where(sees, torch.nan),
-        (variances * attn.scale**2).where(sees, torch.nan),
+        (scores * scale).where(sees, torch.nan),
+        (variances * scale**2).where(sees, torch.nan),
     )
 
 

@@ -2,18 +2,19 @@
 
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.circuits.bridge_maps import folded as folded_maps
 from interp.analysis.circuits.factored import Circuit, Side
-from interp.analysis.circuits.head_maps import Folded
-from interp.analysis.circuits.reads import HeadReads, Reads
+from interp.analysis.circuits.head_maps import HeadMaps, at_distance, check_distance, head_maps
+from interp.analysis.circuits.reads import HeadReads, Reads, read_heads
+from interp.models.linear import wide
 from interp.models.shapes import Tokens
 from interp.results.result import versions
-from interp.views import View
+from interp.views import View, view
 
 QKBasis = Literal["residual", "vocabulary", "positions"]
 OVBasis = Literal["residual", "vocabulary"]
@@ -73,35 +74,34 @@ def qk_circuit(
             f"lags is {lags!r}, but must be two: how far before the query, and before the key, the "
             "tokens are, such as (0, 1)"
         )
-    folded = folded_maps(model)
-    layer, _ = folded.place(head)
-    turn = folded.rotation(layer, distance)
+    viewed = view(model)
+    maps = head_maps(viewed, [head])[head]
+    check_distance(viewed, [maps], distance)
     table, kind = None, DIRECTION
     if basis == "vocabulary":
-        folded.check_embedding(head)
-        table, kind = folded.embedding(), "token"
+        maps.check_embedding()
+        table, kind = wide(viewed.embedding), "token"
     elif basis == "positions":
-        table, kind = folded.position_table(head), "position"
-    folded.seen.check_finite()
-    read = folded.read(head, tokens)
-    if basis == "positions":
-        read = folded.position_reads(read)
-    query, key = _at(read["q"], lags[0]), _at(read["k"], lags[1])
-    query = query if turn is None else query @ turn
+        table, kind = maps.check_positions(), "position"
+    viewed.check_finite()
+    read = read_heads([maps], tokens)[head]
+    if basis == "positions" and not viewed.positions_enter_stream:
+        read = _of_added_positions(maps, read)
+    query, key = maps.turned(_at(read["q"], lags[0]), distance), _at(read["k"], lags[1])
     reads = None if table is None else (table, key)
     A, B = (query, key) if table is None else (table @ query, table @ key)
     return Circuit(
         A,
         B.T,
         name="qk_circuit",
-        rows=_side("query", kind, folded.seen),
-        columns=_side("key", kind, folded.seen, reads),
+        rows=_side("query", kind, viewed),
+        columns=_side("key", kind, viewed, reads),
         unit="unscaled attention score",
         provenance={
-            **_origin(folded, head, basis, read, "qk"),
+            **_origin(maps, basis, read, "qk"),
             "query_lag": lags[0],
             "key_lag": lags[1],
-            **folded.at(distance),
+            **at_distance([maps], distance),
         },
     )
 
@@ -144,27 +144,27 @@ def ov_circuit(
     (2, 1)
     """
     _check_basis(basis, OVBasis)
-    folded = folded_maps(model)
-    layer, index = folded.place(head)
+    viewed = view(model)
+    maps = head_maps(viewed, [head])[head]
     kind, reads = DIRECTION, None
     if basis == "vocabulary":
-        folded.check_embedding(head)
-        folded.check_output(layer)
-    folded.seen.check_finite()
-    read = folded.read(head, tokens)
-    A, B = _at(read["v"], lag), folded.outputs(layer)[index]
+        maps.check_embedding()
+        maps.check_output()
+    viewed.check_finite()
+    read = read_heads([maps], tokens)[head]
+    A, B = _at(read["v"], lag), maps.output
     if basis == "vocabulary":
-        A, kind = folded.embedding() @ A, "token"
-        reads = (folded.unembedding().T, folded.last_norm().behind(B).T)
+        A, kind, last = wide(viewed.embedding) @ A, "token", viewed.last_norm
+        reads = (wide(viewed.unembedding[0]).T, (B if last is None else last.behind(B)).T)
         B = (reads[0] @ reads[1]).T
     return Circuit(
         A,
         B,
         name="ov_circuit",
-        rows=_side("source", kind, folded.seen),
-        columns=_side("predicted", kind, folded.seen, reads),
+        rows=_side("source", kind, viewed),
+        columns=_side("predicted", kind, viewed, reads),
         unit="unscaled logit" if kind == "token" else "",
-        provenance={**_origin(folded, head, basis, read, "v"), "value_lag": lag},
+        provenance={**_origin(maps, basis, read, "v"), "value_lag": lag},
     )
 
 
@@ -188,26 +188,47 @@ def _at(read: Reads, lag: int) -> Float[Tensor, "d_model d_head"]:
     return read.maps[lag]
 
 
-def _origin(
-    folded: Folded, head: str, basis: str, read: HeadReads, channels: str
-) -> dict[str, Any]:
+def _of_added_positions(maps: HeadMaps, read: HeadReads) -> HeadReads:
+    """Positions that are added to queries and keys come after convolutions and norms."""
+
+    def past(one: Reads) -> Reads:
+        way = maps.routes[one.channel].past_the_norm()
+        return replace(one, maps=way.maps({}), scales={}, scales_from="no norm")
+
+    return {channel: past(one) for channel, one in read.items()}
+
+
+def _left_out(maps: HeadMaps, read: HeadReads, channels: str) -> list[str]:
+    """What the circuits of these channels leave out, by name; "v" goes on to the logits."""
+    if not all(way.end.has_constants for way in maps.routes.values()):
+        return ["all biases"]
+    names = {name for c, one in read.items() if c in channels for name in one.constants}
+    if "v" in channels:
+        last, (_, b_U) = maps.viewed.last_norm, maps.viewed.unembedding
+        names.update(maps.sublayer.constants())
+        names.update(["unembed.b_U"] if b_U is not None else [])
+        names.update([f"{last.name}.b"] if last is not None and last.offset is not None else [])
+    return sorted(names)
+
+
+def _origin(maps: HeadMaps, basis: str, read: HeadReads, channels: str) -> dict[str, Any]:
     positions = "pos_embed.W_pos" if basis == "positions" else None
     return {
-        "model": folded.seen.name,
-        "head": head,
+        "model": maps.viewed.name,
+        "head": maps.label,
         "basis": basis,
         "folded_in": "gains and centring of norms",
         "scales": read["q"].scales_from,
-        "left_out": [name for name in folded.biases(read, channels) if name != positions],
+        "left_out": [name for name in _left_out(maps, read, channels) if name != positions],
         "versions": versions(),
     }
 
 
-def _side(role: str, kind: str, seen: View, reads: tuple[Tensor, Tensor] | None = None) -> Side:
+def _side(role: str, kind: str, viewed: View, reads: tuple[Tensor, Tensor] | None = None) -> Side:
     if kind != "token":
         return Side(role, kind, reads=reads)
-    find = None if seen.tokenizer is None else _finder(seen.tokenizer)
-    return Side(role, kind, seen.words, find, reads)
+    find = None if viewed.tokenizer is None else _finder(viewed.tokenizer)
+    return Side(role, kind, viewed.words, find, reads)
 
 
 def _finder(tokenizer: Any) -> Callable[[str], int]:

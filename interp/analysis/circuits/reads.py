@@ -1,21 +1,32 @@
-"""What a head reads: one linear map per lag, from the weights.
+"""What a head reads: one linear map per lag, with its norms and gates frozen.
 
-A query, key or value at position t is `Σ_j x_{t-j} K_j + constants`, where x is the stream that
-enters the lowest convolution of the run directly below the head. Attention and MLPs are no linear
-maps and end the run: what they wrote is part of x.
+On sequences the frozen factors are theirs, and the account is exact (`Route.parts`). For the
+weights alone, means stand for them: over given tokens, or those that the embedding implies.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.circuits.frozen_factors import MeanScales, mean_scales
-from interp.analysis.circuits.routes import CHANNELS, Channel, ours, place_of, route
-from interp.models.linear import Frozen
+from interp.analysis.circuits.head_maps import HeadMaps, Route, by_layer, head_maps
+from interp.models.linear import (
+    Channel,
+    Constants,
+    Factor,
+    Freezing,
+    Frozen,
+    FrozenNorm,
+    later,
+    stay,
+)
 from interp.models.shapes import Tokens
+from interp.views import View, view
+
+TOKENS_AT_ONCE = 4_096
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +77,14 @@ HeadReads = Mapping[Channel, Reads]
 """What a head's queries, keys and values read, at the same scales."""
 
 
+@dataclass(frozen=True)
+class MeanScales:
+    """The mean of every frozen factor, and where they come from."""
+
+    scales: Frozen
+    origin: str
+
+
 def reads(
     model: Any,
     head: str,
@@ -78,8 +97,8 @@ def reads(
     """Which map does a head apply to the token at each lag, for its queries, keys or values?
 
     Through the convolutions directly below it, any number of them, with and without residual, and
-    through the smearing of its own keys, a two-lag convolution. Exact but for the norms: their
-    scales depend on the input, and one mean scale stands for each.
+    through the smearing of its own keys, a two-lag convolution. Exact but for the norms, and gates:
+    they depend on the input, and one mean stands for each.
     `interp.analysis.lags.lag_circuits` has the exact account of given sequences.
 
     Args:
@@ -95,9 +114,10 @@ def reads(
         The maps, in float32 or wider whatever the weights are in.
 
     Raises:
-        TypeError: not an interp model.
-        ValueError: no such head or channel; or the head reads what other layers wrote, through a
-            convolution and a norm, and there are no tokens to tell its scale.
+        TypeError: no model that can be viewed.
+        ValueError: no such head or channel; a model whose biases are not told; or the head reads
+            what other layers wrote, through a convolution and a norm, or reads through gates, and
+            there are no tokens to tell its scale.
 
     Source: the lag formula is ours; smeared keys are Olsson et al.'s (2022, argument 2).
 
@@ -106,37 +126,210 @@ def reads(
     >>> reads(model, "L1H3", "k").maps.shape
     torch.Size([2, 32, 8])
     """
-    way = route(model, head, channel)
-    if scales is None:
-        scales = mean_scales(ours(model), way, tokens, frequencies)
-    constants = way.constants(way.n_ctx, scales.scales)
-    return Reads(
-        head=head,
-        channel=channel,
-        source=way.source,
-        layer=way.layer,
-        maps=way.maps(scales.scales),
-        constants={name: x[0] for name, x in constants.items()},
-        scales=scales.scales,
-        scales_from=scales.origin,
-        n_ctx=way.n_ctx,
-        centered=way.centered,
-    )
+    maps = head_maps(view(model), [head])[head]
+    way = maps.route(channel)
+    if not way.end.has_constants:
+        raise ValueError(
+            f"{maps.viewed.name}: which biases its heads have is not known here, so {head} reads "
+            "more than its maps; qk_circuit and ov_circuit answer for the maps"
+        )
+    return _Below.of(maps, scales or mean_scales(maps, tokens, frequencies)).read(way)
 
 
-def all_reads(
-    model: Any,
-    heads: Iterable[str],
+def read_heads(
+    heads: Collection[HeadMaps],
     tokens: Tokens | None = None,
     frequencies: Float[Tensor, " vocab"] | None = None,
 ) -> dict[str, HeadReads]:
-    """What several heads read, the scales below each layer being measured once."""
-    model = ours(model)
-    scales: dict[int, MeanScales] = {}
-    read: dict[str, HeadReads] = {}
-    for head in heads:
-        layer, _ = place_of(model, head)
-        if layer not in scales:
-            scales[layer] = mean_scales(model, route(model, head, "q"), tokens, frequencies)
-        read[head] = {c: reads(model, head, c, scales=scales[layer]) for c in CHANNELS}
-    return read
+    """What several heads read, by label; what lies below a layer is computed once."""
+    found: dict[str, HeadReads] = {}
+    for layer in by_layer(heads).values():
+        below = _Below.of(layer[0], mean_scales(layer[0], tokens, frequencies))
+        for head in layer:
+            found[head.label] = {c: below.read(way) for c, way in head.routes.items()}
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Below:
+    """What lies below a layer, with mean factors: the same for all its heads."""
+
+    scales: MeanScales
+    maps: Float[Tensor, "lag d_model d_model"] | None
+    constants: Constants
+    n_ctx: int
+
+    @classmethod
+    def of(cls, head: HeadMaps, scales: MeanScales) -> "_Below":
+        way, n_ctx = head.route("v"), head.viewed.n_ctx
+        frozen = scales.scales
+        return cls(scales, way.maps_below(frozen), way.constants_below(n_ctx, frozen), n_ctx)
+
+    def read(self, way: Route) -> Reads:
+        end, frozen, constants = way.end, self.scales.scales, {}
+        if end.has_constants:
+            constants = end.constants(self.constants, self.n_ctx, frozen, later)
+        return Reads(
+            head=way.head,
+            channel=end.channel,
+            source=way.source,
+            layer=way.layer,
+            maps=end.maps(self.maps, frozen),
+            constants={name: x[0] for name, x in constants.items()},
+            scales=frozen,
+            scales_from=self.scales.origin,
+            n_ctx=self.n_ctx,
+            centered=way.centered,
+        )
+
+
+def activations(viewed: View, tokens: Tokens, names: Iterable[str]) -> dict[str, Tensor]:
+    """What is computed at these hook points, in float32 or wider; nothing above is computed."""
+    captured = viewed.capture(tokens, list(dict.fromkeys(names)))
+    return {name: x.to(torch.promote_types(x.dtype, torch.float32)) for name, x in captured.items()}
+
+
+def mean_scales(
+    head: HeadMaps,
+    tokens: Tokens | None = None,
+    frequencies: Float[Tensor, " vocab"] | None = None,
+) -> MeanScales:
+    """Mean factors over tokens; without, what the embedding under unigram frequencies implies.
+
+    Raises:
+        ValueError: nothing is known of the stream without tokens; or tokens where nobody needs
+            them.
+    """
+    viewed, ways = head.viewed, tuple(head.routes.values())
+    factors = {factor.name: factor for way in ways for factor in way.factors}
+    if tokens is not None and not viewed.starts_from_tables:
+        raise ValueError(
+            f"tokens are for the scales of norms below convolutions, and {viewed.name} has none of "
+            "those that can be read; leave them out"
+        )
+    if not factors:
+        return MeanScales({}, "no norm")
+    if tokens is not None:
+        return MeanScales(_means(viewed, factors.values(), tokens), "tokens")
+    if any(not part.is_implied for way in ways for part in (*way.convs, way.end)):
+        raise ValueError(
+            f"{head.label} reads through a gated convolution, whose gates depend on the tokens. "
+            "Give tokens, and the maps are those at their mean"
+        )
+    if head.source == 0 and viewed.starts_from_tables:
+        moments = embedding_moments(viewed, frequencies, positions=True)
+        weights = "uniform" if frequencies is None else "given"
+        return MeanScales(_implied(ways, moments), f"embedding under {weights} frequencies")
+    if head.convs:
+        raise ValueError(
+            f"{head.label} reads {ways[0].source}, which is not the embedding: how the norms scale "
+            "it cannot be told from the weights. Give tokens"
+        )
+    # Without a convolution there is one norm, and its scale a factor of everything.
+    return MeanScales(dict.fromkeys(factors, 1.0), "1: a common factor, left out")
+
+
+def _means(viewed: View, factors: Iterable[Freezing], tokens: Tokens) -> Frozen:
+    viewed.check_tokens(tokens, at_least=1)
+    factors, totals = tuple(factors), dict[str, Factor]()
+    for some in tokens.split(max(1, TOKENS_AT_ONCE // tokens.shape[1])):
+        captured = activations(viewed, some, [factor.hook for factor in factors])
+        for factor in factors:
+            totals[factor.name] = totals.get(factor.name, 0.0) + factor.total(captured[factor.hook])
+    return {name: total / tokens.numel() for name, total in totals.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean and covariance of a stream at one position; positions are taken as independent."""
+
+    mean: Float[Tensor, " d_model"]
+    covariance: Float[Tensor, "d_model d_model"]
+
+
+def embedding_moments(
+    viewed: View, frequencies: Float[Tensor, " vocab"] | None, positions: bool = False
+) -> Moments:
+    """Of the embedding under unigram frequencies (default: uniform).
+
+    With `positions` the table of positions is counted in, where it enters the stream.
+    """
+    weights = check_frequencies(viewed, frequencies)
+    moments = _moments(viewed.embedding.detach(), weights)
+    table = viewed.position_table
+    if not positions or table is None or not viewed.positions_enter_stream:
+        return moments
+    table = table.detach()
+    where = _moments(table, torch.ones(len(table), device=table.device) / len(table))
+    return Moments(moments.mean + where.mean, moments.covariance + where.covariance)
+
+
+def check_frequencies(
+    viewed: View, frequencies: Float[Tensor, " vocab"] | None
+) -> Float[Tensor, " vocab"]:
+    """Frequencies that add up to 1; uniform where none are given.
+
+    Raises:
+        ValueError: not one number of at least 0 per token, or none above 0.
+    """
+    d_vocab, device = viewed.d_vocab, viewed.embedding.device
+    if frequencies is None:
+        return torch.full((d_vocab,), 1 / d_vocab, dtype=torch.float64, device=device)
+    given = torch.as_tensor(frequencies, dtype=torch.float64, device=device)
+    if (
+        given.shape != (d_vocab,)
+        or not given.isfinite().all()
+        or given.min() < 0
+        or not given.any()
+    ):
+        raise ValueError(
+            f"frequencies have shape {tuple(given.shape)}; give one finite number of at least 0 "
+            f"for each of the {d_vocab} tokens, such as torch.bincount(tokens.flatten(), "
+            f"minlength={d_vocab})"
+        )
+    return given / given.sum()
+
+
+def _moments(rows: Float[Tensor, "vocab d_model"], weights: Float[Tensor, " vocab"]) -> Moments:
+    weights = weights.double()
+    width = rows.shape[1]
+    mean = torch.zeros(width, dtype=torch.float64, device=rows.device)
+    square = mean.new_zeros(width, width)
+    chunks = zip(rows.split(TOKENS_AT_ONCE), weights.split(TOKENS_AT_ONCE), strict=True)
+    for some, weight in chunks:
+        wide = some.double()
+        mean += weight @ wide
+        square += (wide * weight[:, None]).T @ wide
+    return Moments(mean, square - torch.outer(mean, mean))
+
+
+def _implied(ways: Collection[Route], moments: Moments) -> Frozen:
+    """The root mean square of what each norm divides by, from the lowest to the highest."""
+    scales: dict[str, Factor] = {}
+    convs, ends = next(iter(ways)).convs, [way.end for way in ways]
+    maps = torch.eye(len(moments.mean)).to(ends[0].weight)[None]
+    constants: Constants = {}
+    n_pos = max(way.lags for way in ways)  # the last of these positions has all its lags
+    for conv in convs:
+        if conv.norm is not None:
+            normalised = maps, constants
+            if conv.post_norm:
+                before = conv.written_constants(constants, n_pos, scales, later)
+                normalised = conv.written(maps, scales, stay), before
+            scales[conv.norm.name] = _root_mean_square(conv.norm, moments, *normalised)
+        maps = conv.parts(maps, scales, stay)
+        constants = conv.constants(constants, n_pos, scales, later)
+    for norm in {end.norm.name: end.norm for end in ends if end.norm is not None}.values():
+        scales[norm.name] = _root_mean_square(norm, moments, maps, constants)
+    return scales
+
+
+def _root_mean_square(
+    norm: FrozenNorm, moments: Moments, maps: Float[Tensor, "lag d_model d_model"], more: Constants
+) -> float:
+    maps = norm.center(maps.double())
+    mean = moments.mean @ maps.sum(0)
+    for constant in more.values():
+        mean = mean + norm.center(constant[0, -1].double())
+    variance = sum(((moments.covariance @ one) * one).sum(0) for one in maps)
+    return float(((mean.square() + variance).mean() + norm.eps).sqrt())

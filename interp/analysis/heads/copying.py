@@ -1,6 +1,6 @@
 """Does a head that attends to a token raise that token's own logit?"""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from interp.analysis.circuits.bridge_maps import folded as folded_maps
-from interp.analysis.circuits.head_maps import Folded
+from interp.analysis.circuits.head_maps import HeadMaps, layer_heads
+from interp.analysis.circuits.reads import mean_scales
+from interp.models.linear import wide
 from interp.models.shapes import Tokens
 from interp.results.result import Result, versions
-from interp.views import View
+from interp.views import View, view
 
 Variant = Literal["eigenvalue", "olsson"]
 Values = Float[Tensor, "head lag d_model d_head"]
@@ -67,25 +68,27 @@ def copying_score(
     """
     if variant not in get_args(Variant):
         raise ValueError(f"variant is {variant!r}; choose one of {', '.join(get_args(Variant))}")
-    folded = folded_maps(model)
-    _check_reach(folded)
-    drawn = _draw(folded.seen, n, n_samples, seed) if variant == "olsson" else None
-    folded.seen.check_finite()
+    viewed = view(model)
+    _check_reach(viewed)
+    drawn = _draw(viewed, n, n_samples, seed) if variant == "olsson" else None
+    viewed.check_finite()
+    W_E, W_U = wide(viewed.embedding), wide(viewed.unembedding[0])
+    layers = (_maps(layer_heads(viewed, layer), tokens) for layer in viewed.heads)
     if drawn is None:
-        through = (folded.unembedding() @ folded.embedding()).double()
-        samples = [_eigenvalue(*maps, through) for maps in _layers(folded, tokens)]
+        through = (W_U @ W_E).double()
+        samples = [_eigenvalue(*maps, through) for maps in layers]
     else:
-        rows, columns = folded.embedding()[drawn], folded.unembedding().T[drawn]
-        samples = [_olsson(*maps, rows, columns) for maps in _layers(folded, tokens)]
+        rows, columns = W_E[drawn], W_U.T[drawn]
+        samples = [_olsson(*maps, rows, columns) for maps in layers]
     found = _beside_each_other(samples)
     details: dict[str, Any] = {
         "labels": {
             "value_lag": tuple(f"lag {lag}" for lag in range(found.shape[1])),
-            "head": folded.seen.head_labels,
+            "head": viewed.head_labels,
         },
         "chance": np.asarray(0.0 if drawn is None else 2 / n - 1),
         "provenance": {
-            "model": folded.seen.name,
+            "model": viewed.name,
             "variant": variant,
             **({} if drawn is None else {"n": n, "seed": seed}),
             "left_out": "biases; scales that are common factors",
@@ -97,17 +100,18 @@ def copying_score(
     return Result.from_samples("copying_score", found.numpy(), ("value_lag", "head"), **details)
 
 
-def _check_reach(folded: Folded) -> None:
-    if not folded.seen.heads:
-        raise ValueError(f"{folded.seen.name} has no heads, so nothing can copy")
-    for layer in folded.seen.heads:
-        folded.check_embedding(f"L{layer}H0")
-        folded.check_output(layer)
+def _check_reach(viewed: View) -> None:
+    if not viewed.heads:
+        raise ValueError(f"{viewed.name} has no heads, so nothing can copy")
+    for layer in viewed.heads:
+        first = layer_heads(viewed, layer)[0]
+        first.check_embedding()
+        first.check_output()
 
 
-def _draw(seen: View, n: int, n_samples: int, seed: int) -> Int[Tensor, "batch pos"]:
-    special = set(seen.special_tokens)
-    usable = torch.tensor([token for token in range(seen.d_vocab) if token not in special])
+def _draw(viewed: View, n: int, n_samples: int, seed: int) -> Int[Tensor, "batch pos"]:
+    special = set(viewed.special_tokens)
+    usable = torch.tensor([token for token in range(viewed.d_vocab) if token not in special])
     if not 2 <= n <= len(usable) or n_samples < 1:
         raise ValueError(
             f"n={n} tokens in n_samples={n_samples} samples cannot be drawn; give 2 to "
@@ -118,10 +122,13 @@ def _draw(seen: View, n: int, n_samples: int, seed: int) -> Int[Tensor, "batch p
     return usable[torch.stack(picks)]
 
 
-def _layers(folded: Folded, tokens: Tokens | None) -> Iterator[tuple[Values, Outputs]]:
-    for layer in folded.seen.heads:
-        outputs = folded.last_norm().behind(folded.outputs(layer))
-        yield folded.values(layer, tokens), outputs
+def _maps(heads: Sequence[HeadMaps], tokens: Tokens | None) -> tuple[Values, Outputs]:
+    """What the heads of a layer read of the embedding, and what the last norm leaves of W_O."""
+    frozen, last = mean_scales(heads[0], tokens).scales, heads[0].viewed.last_norm
+    below = heads[0].route("v").maps_below(frozen)
+    values = torch.stack([head.route("v").end.maps(below, frozen) for head in heads])
+    outputs = torch.stack([head.output for head in heads])
+    return values, outputs if last is None else last.behind(outputs)
 
 
 def _eigenvalue(

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from interp.analysis.circuits.head_maps import head_maps
 from interp.analysis.interventions.ablation import ablate
 from interp.analysis.interventions.metrics import InductionScore, Metric, SecondCopyLoss
 from interp.analysis.interventions.replacements import others_of
 from interp.analysis.interventions.units import Catalogue
 from interp.analysis.lags.lag_pair import without_lag_pair
-from interp.analysis.lags.lag_terms import routes
 from interp.models.shapes import Tokens
 from interp.results.intervals import student_t
 from interp.results.result import Result
@@ -120,9 +120,10 @@ class Patches:
 
     def lags(self, head: str) -> tuple[int, int]:
         """How many tokens a head's queries and keys read back through weights; 1 is the current."""
+        maps = head_maps(self.viewed, [head])[head]
         try:
-            ways = routes(self.viewed.model, head)
-        except TypeError:  # a model whose weights are not read
+            ways = maps.routes
+        except ValueError:  # a bridge whose weights cannot be read
             return 1, 1
         return ways["q"].lags, ways["k"].lags
 

@@ -8,11 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.circuits.routes import linear_layer, ours
-from interp.models import HookedSequenceModel
-from interp.models.linear import stay, wide
+from interp.analysis.circuits.head_maps import convolutions, lag_maps, refuse_unread
+from interp.models.linear import LinearLayer
 from interp.results.result import Result, versions
-from interp.views import view
+from interp.views import View, view
 
 MEASURES = ("norm", "largest", "directions", "alignment", "identity")
 UNITS = {
@@ -40,29 +39,30 @@ def conv_weights(model: Any, layer: int | None = None) -> Result:
         over "lag" and "channel", the centring left out.
 
     Raises:
-        TypeError: not an interp model.
-        ValueError: no convolution, several and no layer, or a layer that is none.
+        TypeError: another library's model, whose convolutions cannot be read yet.
+        ValueError: no convolution, several and no layer, a layer that is none, or one between
+            gates, whose maps depend on the tokens.
 
     >>> from interp.models import HookedConvAttn
     >>> model = HookedConvAttn(d_vocab=100, d_model=32, n_heads=4, n_ctx=16)
     >>> conv_weights(model).values.shape
     (2, 32, 32)
     """
-    model = ours(model)
-    layer = _chosen(model, layer)
-    view(model).check_finite()
-    channels = tuple(range(model.config.d_model))
+    viewed = view(model)
+    layer, conv = _chosen(viewed, layer)
+    viewed.check_finite()
+    weights = lag_maps(viewed, conv)
+    channels = tuple(range(weights.shape[-1]))
     axes, labels = ("lag", "input", "output"), {"input": channels, "output": channels}
-    weights = folded_weights(model, layer)
-    if model.conv(layer).depthwise:
+    if conv.depthwise:
         axes, labels = ("lag", "channel"), {"channel": channels}
-        weights = _per_channel(model, layer)
+        weights = _per_channel(weights, conv)
     return Result(
         "conv_weights",
         weights.double().cpu().numpy(),
         axes,
         labels={"lag": tuple(range(len(weights))), **labels},
-        provenance={"model": view(model).name, "layer": layer, "versions": versions()},
+        provenance={"model": viewed.name, "layer": layer, "versions": versions()},
     )
 
 
@@ -87,22 +87,21 @@ def conv_lags(model: Any) -> Result:
         does not have, and for the direction of one that is zero.
 
     Raises:
-        TypeError: not an interp model.
-        ValueError: no convolution.
+        TypeError: another library's model, whose convolutions cannot be read yet.
+        ValueError: no convolution, or one between gates, whose maps depend on the tokens.
 
     >>> from interp.models import HookedConvAttn
     >>> model = HookedConvAttn(d_vocab=100, d_model=32, n_heads=4, n_ctx=16)
     >>> round(float(conv_lags(model).sel(conv="L0", lag="lag 0", measure="alignment")), 6)
     1.0
     """
-    model = ours(model)
-    if not model.conv_layers:
-        raise ValueError(f"{view(model).name} has no convolution")
-    view(model).check_finite()
-    n_lags = max(model.conv(layer).lags for layer in model.conv_layers)
-    values = np.full((len(model.conv_layers), n_lags, len(MEASURES)), np.nan)
-    for row, layer in zip(values, model.conv_layers, strict=True):
-        weights = folded_weights(model, layer).double()
+    viewed = view(model)
+    convs = _convolutions(viewed)
+    viewed.check_finite()
+    n_lags = max(conv.lags for conv in convs.values())
+    values = np.full((len(convs), n_lags, len(MEASURES)), np.nan)
+    for row, conv in zip(values, convs.values(), strict=True):
+        weights = lag_maps(viewed, conv).double()
         for cell, weight in zip(row, weights, strict=False):
             found = _measures(weight, weights[0])
             cell[:] = [found[name] for name in MEASURES]
@@ -111,12 +110,12 @@ def conv_lags(model: Any) -> Result:
         values,
         ("conv", "lag", "measure"),
         labels={
-            "conv": tuple(f"L{layer}" for layer in model.conv_layers),
+            "conv": tuple(f"L{layer}" for layer in convs),
             "lag": tuple(f"lag {lag}" for lag in range(n_lags)),
             "measure": MEASURES,
         },
         unit=UNITS,
-        provenance={"model": view(model).name, "versions": versions()},
+        provenance={"model": viewed.name, "versions": versions()},
     )
 
 
@@ -131,18 +130,19 @@ def conv_singular_values(model: Any, layer: int | None = None) -> Result:
         A Result over "lag" and "rank": the singular values of what `conv_weights` shows, falling.
 
     Raises:
-        TypeError: not an interp model.
-        ValueError: no convolution, several and no layer, or a layer that is none.
+        TypeError: another library's model, whose convolutions cannot be read yet.
+        ValueError: no convolution, several and no layer, a layer that is none, or one between
+            gates, whose maps depend on the tokens.
 
     >>> from interp.models import HookedConvAttn
     >>> model = HookedConvAttn(d_vocab=100, d_model=32, n_heads=4, n_ctx=16)
     >>> conv_singular_values(model).values.shape
     (2, 32)
     """
-    model = ours(model)
-    layer = _chosen(model, layer)
-    view(model).check_finite()
-    values = torch.linalg.svdvals(folded_weights(model, layer).double()).cpu().numpy()
+    viewed = view(model)
+    layer, conv = _chosen(viewed, layer)
+    viewed.check_finite()
+    values = torch.linalg.svdvals(lag_maps(viewed, conv).double()).cpu().numpy()
     return Result(
         "conv_singular_values",
         values,
@@ -152,37 +152,36 @@ def conv_singular_values(model: Any, layer: int | None = None) -> Result:
             "rank": tuple(range(1, values.shape[1] + 1)),
         },
         unit="singular value",
-        provenance={"model": view(model).name, "layer": layer, "versions": versions()},
+        provenance={"model": viewed.name, "layer": layer, "versions": versions()},
     )
 
 
-def folded_weights(model: HookedSequenceModel, layer: int) -> Float[Tensor, "lag d_model d_model"]:
-    """C diag(γ) W_conv of every lag; with post-norm or none, the weights as they are."""
-    linear = linear_layer(model, layer)
-    identity = torch.eye(model.config.d_model).to(wide(model.W_E))
-    if linear.norm is not None and not linear.post_norm:
-        identity = linear.norm(identity, 1.0)
-    return torch.stack(list(linear.terms(identity, {}, stay)))
+def _per_channel(
+    weights: Float[Tensor, "lag d_model d_model"], conv: LinearLayer
+) -> Float[Tensor, "lag d_model"]:
+    """Of a depthwise convolution, the centring left out: it takes 1 / d_model of each scalar."""
+    scalars = weights.diagonal(dim1=1, dim2=2)
+    centred = conv.norm is not None and conv.norm.centered and not conv.post_norm
+    return scalars / (1 - 1 / weights.shape[-1]) if centred else scalars
 
 
-def _per_channel(model: HookedSequenceModel, layer: int) -> Float[Tensor, "lag d_model"]:
-    linear = linear_layer(model, layer)
-    identity = torch.eye(model.config.d_model).to(wide(model.W_E))
-    scalars = torch.stack(list(linear.terms(identity, {}, stay))).diagonal(dim1=1, dim2=2)
-    if linear.norm is None or linear.post_norm or linear.norm.gain is None:
-        return scalars
-    return scalars * linear.norm.gain
+def _convolutions(viewed: View) -> dict[int, LinearLayer]:
+    found = convolutions(viewed)
+    if not found:
+        refuse_unread(viewed)
+        raise ValueError(f"{viewed.name} has no convolution")
+    return found
 
 
-def _chosen(model: HookedSequenceModel, layer: int | None) -> int:
-    layers = model.conv_layers
-    if not layers:
-        raise ValueError(f"{view(model).name} has no convolution")
+def _chosen(viewed: View, layer: int | None) -> tuple[int, LinearLayer]:
+    convs = _convolutions(viewed)
+    layers = tuple(convs)
     if layer is None and len(layers) > 1:
         raise ValueError(f"there are convolutions in layers {layers}; give one of them as layer")
     chosen = max(layers) if layer is None else layer
-    model.conv(chosen)  # refuses a layer without one, naming those there are
-    return chosen
+    if chosen not in convs:
+        raise ValueError(f"layer {chosen} has no convolution; the conv layers are {layers}")
+    return chosen, convs[chosen]
 
 
 def _measures(

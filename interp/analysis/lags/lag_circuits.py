@@ -10,21 +10,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
-from interp.analysis.circuits.frozen_factors import TOKENS_AT_ONCE, hear, mean_scales, names_for
-from interp.analysis.circuits.reads import Reads, reads
-from interp.analysis.circuits.routes import Channel, Route, ours, place_of, rotation
-from interp.analysis.lags.lag_terms import Split, check_reads_back, routes
+from interp.analysis.circuits.head_maps import (
+    HeadMaps,
+    Route,
+    by_layer,
+    check_distance,
+    head_maps,
+    refuse_unread,
+)
+from interp.analysis.circuits.reads import TOKENS_AT_ONCE, Reads, activations, read_heads
 from interp.analysis.probes.probe import handed_in
-from interp.models import HookedSequenceModel
-from interp.models.linear import wide
-from interp.models.shapes import Tokens
+from interp.models.description import Attending
+from interp.models.linear import Channel
+from interp.models.shapes import Heads, KeyMask, Tokens
 from interp.results.result import Result
 from interp.results.sampling import Groups, Sampling
-from interp.views import view
+from interp.views import View, view
 
 LONGEST = 256
 
@@ -79,7 +84,7 @@ def lag_circuits(
             On tokens every score has its own.
 
     Raises:
-        TypeError: not an interp model.
+        TypeError: another library's model, whose convolutions cannot be read yet.
         ValueError: no such head, a head that reads no earlier token, several or too long
             sequences, or a distance without rotary positions.
 
@@ -91,24 +96,22 @@ def lag_circuits(
     >>> circuits.qk[0, 1].shape, circuits.scores.labels["key_lag"][:2]
     (torch.Size([32, 32]), ('lag 0', 'lag 1'))
     """
-    model = ours(model)
-    layer, index = place_of(model, head)
-    ways, attn = routes(model, head), model.attn(layer)
-    check_reads_back(model, ways)
-    turn = rotation(attn, distance) * attn.scale
+    viewed = view(model)
+    maps = head_maps(viewed, [head])[head]
+    check_reads_back(maps)
+    check_distance(viewed, [maps], distance)
     if tokens is not None:
-        _check_one_sequence(model, tokens)
-    view(model).check_finite()
-    scales = mean_scales(model, ways["q"], tokens, None)
-    queries, keys, values = (reads(model, head, channel, scales=scales) for channel in ways)
-    W_O = wide(attn.W_O[index])
+        _check_one_sequence(viewed, tokens)
+    viewed.check_finite()
+    queries, keys, values = read_heads([maps], tokens)[head].values()
+    W_O, scale = maps.W_O, maps.attending.scale
     pairs = {
-        (i, j): FactoredMatrix(query @ turn, key.T)
+        (i, j): FactoredMatrix(maps.turned(query, distance) * scale, key.T)
         for i, query in enumerate(queries.maps)
         for j, key in enumerate(keys.maps)
     }
     ov = {j: FactoredMatrix(value, W_O) for j, value in enumerate(values.maps)}
-    on_tokens = () if tokens is None else _on_sequence(model, ways, tokens)
+    on_tokens = () if tokens is None else _on_sequence(maps, tokens)
     return LagCircuits(head, distance, queries, keys, values, pairs, ov, *on_tokens)
 
 
@@ -131,7 +134,7 @@ def lag_pair_shares(model: Any, tokens: Tokens, *, groups: Groups | None = None)
         positions) as one more lag, for every head that reads an earlier token through its weights.
 
     Raises:
-        TypeError: not an interp model.
+        TypeError: another library's model, whose convolutions cannot be read yet.
         ValueError: no head reads an earlier token through its weights; tokens that the model cannot
             read.
 
@@ -143,70 +146,126 @@ def lag_pair_shares(model: Any, tokens: Tokens, *, groups: Groups | None = None)
     >>> shares.values.shape, shares.values.sum((1, 2)).round(3).tolist()
     ((4, 3, 3), [1.0, 1.0, 1.0, 1.0])
     """
-    model = ours(model)
-    seen = view(model)
-    seen.check_tokens(tokens)
+    viewed = view(model)
+    viewed.check_tokens(tokens)
     sampling = Sampling.of(groups, len(tokens))
-    ways = heads_that_read_back(model)
-    seen.check_finite()
-    samples = torch.cat(
-        [
-            _shares(model, ways, some)
-            for some in tokens.split(TOKENS_AT_ONCE // tokens.shape[1] or 1)
-        ]
-    )
+    heads = heads_that_read_back(viewed)
+    viewed.check_finite()
+    some_at_once = tokens.split(TOKENS_AT_ONCE // tokens.shape[1] or 1)
+    samples = torch.cat([_shares(viewed, heads, some) for some in some_at_once])
     query_lags, key_lags = (
-        (*(f"lag {lag}" for lag in range(_most(ways, channel))), "constants")
+        (*(f"lag {lag}" for lag in range(_most(heads, channel))), "constants")
         for channel in ("q", "k")
     )
     return Result.from_samples(
         "lag_pair_shares",
         samples.numpy(),
         ("head", "query_lag", "key_lag"),
-        labels={"head": tuple(ways), "query_lag": query_lags, "key_lag": key_lags},
+        labels={"head": tuple(heads), "query_lag": query_lags, "key_lag": key_lags},
         unit="share of score variance",
-        provenance=handed_in(seen, tokens, sampling),
+        provenance=handed_in(viewed, tokens, sampling),
         groups=sampling,
     )
 
 
-def heads_that_read_back(model: HookedSequenceModel) -> dict[str, dict[Channel, Route]]:
-    """Every head that reads an earlier token through its weights, and its three ways.
+def heads_that_read_back(viewed: View) -> dict[str, HeadMaps]:
+    """Every head that reads an earlier token through its weights.
 
     Raises:
-        ValueError: there is none.
+        TypeError: there are convolutions that cannot be read yet.
+        ValueError: there is no such head.
     """
-    heads = view(model).head_labels
-    ways = {head: routes(model, head) for head in heads}
-    back = {head: way for head, way in ways.items() if any(w.lags > 1 for w in way.values())}
+    refuse_unread(viewed)
+    heads = head_maps(viewed)
+    back = {label: head for label, head in heads.items() if head.reads_back}
     if not back:
         raise ValueError(
-            f"{view(model).name} has {len(heads)} heads, and none reads an earlier token through "
+            f"{viewed.name} has {len(heads)} heads, and none reads an earlier token through "
             "its weights: none lies directly above a convolution of two or more lags, and no keys "
             "are smeared"
         )
     return back
 
 
-def _most(ways: Mapping[str, Mapping[Channel, Route]], channel: Channel) -> int:
+def check_reads_back(head: HeadMaps) -> None:
+    """Refuse a head that reads the current token only: there is nothing to split.
+
+    Raises:
+        TypeError: there are convolutions that cannot be read yet.
+        ValueError: neither a convolution directly below it nor smeared keys.
+    """
+    if head.reads_back:
+        return
+    refuse_unread(head.viewed)
+    convs = [layer for layer in head.viewed.lags if layer < head.source]
+    why = (
+        f"between it and the convolution in layer {convs[-1]} lies a layer that is not linear"
+        if convs
+        else "no convolution with two or more lags lies below it, and its keys are not smeared"
+    )
+    raise ValueError(f"{head.label} reads no earlier token through its weights: {why}")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One head's queries, keys or values as the sum of `terms` over their third axis.
+
+    `names` are "lag 0", "lag 1", ... and the parameters of the constants; there are `lags` of the
+    former. Queries and keys are as they meet: after smearing and rotation.
+    """
+
+    names: tuple[str, ...]
+    lags: int
+    terms: Heads
+
+    @classmethod
+    def of(
+        cls,
+        way: Route,
+        attending: Attending,
+        captured: Mapping[str, Tensor],
+        key_mask: KeyMask | None = None,
+    ) -> "Split":
+        """From the activations at `way.hooks`."""
+        stream, frozen = captured[way.source], way.frozen(captured)
+        lags = way.parts(stream, frozen, key_mask)
+        constants = way.constants(stream.shape[1], frozen, key_mask)
+        shown = [*lags, *(x.expand(len(stream), -1, -1) for x in constants.values())]
+        terms = torch.stack(shown, dim=2)
+        if way.end.channel != "v":
+            terms = attending.turned(terms)
+        names = (*(f"lag {lag}" for lag in range(len(lags))), *constants)
+        return cls(names, len(lags), terms)
+
+    @property
+    def total(self) -> Float[Tensor, "batch pos d_head"]:
+        """The query, key or value itself."""
+        return self.terms.sum(2)
+
+    def gathered(self, lags: int) -> "Split":
+        """All constants in one term, after as many lags; those that there are not are zero."""
+        constants = self.terms[:, :, self.lags :].sum(2, keepdim=True)
+        missing = torch.zeros_like(constants).expand(-1, -1, lags - self.lags, -1)
+        terms = torch.cat([self.terms[:, :, : self.lags], missing, constants], dim=2)
+        return Split((*(f"lag {lag}" for lag in range(lags)), "constants"), lags, terms)
+
+
+def _most(heads: Mapping[str, HeadMaps], channel: Channel) -> int:
     """The largest number of lags that any head's queries, keys or values have."""
-    return max(way[channel].lags for way in ways.values())
+    return max(head.routes[channel].lags for head in heads.values())
 
 
 def _shares(
-    model: HookedSequenceModel, ways: Mapping[str, Mapping[Channel, Route]], tokens: Tokens
+    viewed: View, heads: Mapping[str, HeadMaps], tokens: Tokens
 ) -> Float64[Tensor, "batch head query key"]:
-    n_query, n_key = _most(ways, "q"), _most(ways, "k")
-    heard: dict[int, dict[str, Tensor]] = {}
+    n_query, n_key = _most(heads, "q"), _most(heads, "k")
     shares = []
-    for head, way in ways.items():
-        layer, _ = place_of(model, head)
-        if layer not in heard:  # its heads all read the same stream
-            heard[layer] = hear(model, tokens, names_for(way["q"]), stop=layer + 1)
-        attn = model.attn(layer)
-        q = Split.of(way["q"], attn, heard[layer]).gathered(n_query)
-        k = Split.of(way["k"], attn, heard[layer]).gathered(n_key)
-        shares.append(_shares_of(q, k, attn.causal))
+    for layer, some in by_layer(heads.values()).items():  # its heads all read the same stream
+        captured = activations(viewed, tokens, [name for head in some for name in head.hooks])
+        for head in some:
+            q = Split.of(head.routes["q"], head.attending, captured).gathered(n_query)
+            k = Split.of(head.routes["k"], head.attending, captured).gathered(n_key)
+            shares.append(_shares_of(q, k, viewed.causal(layer)))
     return torch.stack(shares, dim=1).cpu()
 
 
@@ -221,8 +280,8 @@ def _shares_of(q: Split, k: Split, causal: bool) -> Float64[Tensor, "batch query
     return parts / deviations.square().sum((1, 2))[:, None, None]
 
 
-def _check_one_sequence(model: HookedSequenceModel, tokens: Tokens) -> None:
-    view(model).check_tokens(tokens, at_least=1)
+def _check_one_sequence(viewed: View, tokens: Tokens) -> None:
+    viewed.check_tokens(tokens, at_least=1)
     if tokens.shape[0] != 1 or tokens.shape[1] > LONGEST:
         raise ValueError(
             f"tokens have shape {tuple(tokens.shape)}, but scores are split on one sequence of at "
@@ -230,28 +289,24 @@ def _check_one_sequence(model: HookedSequenceModel, tokens: Tokens) -> None:
         )
 
 
-def _on_sequence(
-    model: HookedSequenceModel, ways: Mapping[Channel, Route], tokens: Tokens
-) -> tuple[Result, Result]:
+def _on_sequence(head: HeadMaps, tokens: Tokens) -> tuple[Result, Result]:
     """The parts of every pair of terms in the scores, and of every value term in the output."""
-    head = ways["q"].head
-    layer, index = place_of(model, head)
-    attn, pattern = model.attn(layer), f"blocks.{layer}.attn.hook_pattern"
-    heard = hear(model, tokens, [*names_for(ways["q"]), pattern], stop=layer + 1)
-    q, k, v = (Split.of(way, attn, heard) for way in ways.values())
-    scores = torch.einsum("qid,kjd->ijqk", q.terms[0], k.terms[0]) * attn.scale
-    if attn.causal:
+    viewed, attending = head.viewed, head.attending
+    captured = activations(viewed, tokens, [*head.hooks, attending.pattern])
+    q, k, v = (Split.of(way, attending, captured) for way in head.routes.values())
+    scores = torch.einsum("qid,kjd->ijqk", q.terms[0], k.terms[0]) * attending.scale
+    if viewed.causal(head.layer):
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(future, torch.nan)
-    written = torch.einsum("qk,kjd->jqd", heard[pattern][0, index], v.terms[0])
-    outputs = written @ wide(attn.W_O[index])
+    written = torch.einsum("qk,kjd->jqd", captured[attending.pattern][0, head.index], v.terms[0])
+    outputs = written @ head.W_O
     positions, width = tuple(range(tokens.shape[1])), tuple(range(outputs.shape[-1]))
     origin = {
-        **handed_in(view(model), tokens),
-        "head": head,
-        "source": ways["q"].source,
+        **handed_in(viewed, tokens),
+        "head": head.label,
+        "source": head.routes["q"].source,
         "scales": "of this sequence",
-        "words": view(model).words(tokens[0].tolist()),
+        "words": viewed.words(tokens[0].tolist()),
     }
     return Result(
         "lag_scores",

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.circuits.frozen_factors import hear, names_for
-from interp.analysis.circuits.routes import ours, place_of
-from interp.analysis.lags.lag_terms import Split, check_reads_back, routes
+from interp.analysis.circuits.head_maps import head_maps
+from interp.analysis.circuits.reads import activations
+from interp.analysis.lags.lag_circuits import Split, check_reads_back
 from interp.models.shapes import KeyMask, Scores, Tokens
 from interp.views import view
 
@@ -53,7 +53,7 @@ def without_lag_pair(
         `fwd_hooks` for `model.run_with_hooks`, or for `model.hooks(fwd_hooks=...)`.
 
     Raises:
-        TypeError: not an interp model.
+        TypeError: another library's model, whose convolutions cannot be read yet.
         ValueError: no such head, a head that reads no earlier token, or a lag that it has not;
             other sequences that the model cannot read or, when it runs, of another length.
 
@@ -66,31 +66,31 @@ def without_lag_pair(
     >>> with model.hooks(fwd_hooks=without_lag_pair(model, "L1H3", (0, 1), of=other)):
     ...     control = induction_score(model, n=20, n_sequences=4)
     """
-    model = ours(model)
-    layer, index = place_of(model, head)
-    ways, attn = routes(model, head), model.attn(layer)
-    check_reads_back(model, ways)
+    viewed = view(model)
+    maps = head_maps(viewed, [head])[head]
+    ways, attending, index = maps.routes, maps.attending, maps.index
+    check_reads_back(maps)
     query_lag, key_lag = pair
     for name, lag, way in (("query", query_lag, ways["q"]), ("key", key_lag, ways["k"])):
         if not 0 <= lag < way.lags:
             raise ValueError(
                 f"pair is {pair!r}, but the {name} lags of {head} are 0 to {way.lags - 1}"
             )
-    names, site = names_for(ways["q"]), f"blocks.{layer}.attn.hook_attn_scores"
+    names, site = maps.hooks, attending.scores
 
-    def ends(heard: Mapping[str, Tensor], real: KeyMask | None) -> tuple[Tensor, Tensor]:
+    def ends(captured: Mapping[str, Tensor], real: KeyMask | None) -> tuple[Tensor, Tensor]:
         """The pair's term of every query and of every key, `[batch pos d_head]`."""
-        q, k = (Split.of(ways[channel], attn, heard, real) for channel in ("q", "k"))
+        q, k = (Split.of(ways[channel], attending, captured, real) for channel in ("q", "k"))
         return q.terms[:, :, query_lag], k.terms[:, :, key_lag]
 
     def less(scores: Scores, q: Tensor, k: Tensor) -> Scores:
         changed = scores.clone()
-        changed[:, index] -= (torch.einsum("bqd,bkd->bqk", q, k) * attn.scale).to(scores)
+        changed[:, index] -= (torch.einsum("bqd,bkd->bqk", q, k) * attending.scale).to(scores)
         return changed
 
     if of is not None:
-        view(model).check_tokens(of, at_least=1)
-        others, n_pos = ends(hear(model, of, names, stop=layer + 1), None), of.shape[1]
+        viewed.check_tokens(of, at_least=1)
+        others, n_pos = ends(activations(viewed, of, names), None), of.shape[1]
 
         def subtract_other(scores: Scores, hook: Any) -> Scores:
             if scores.shape[-1] != n_pos:
@@ -103,14 +103,14 @@ def without_lag_pair(
 
         return [(site, subtract_other)]
 
-    heard: dict[str, Tensor] = {}
+    captured: dict[str, Tensor] = {}
 
     def keep(activation: Tensor, hook: Any) -> None:
-        heard[hook.name] = activation.to(torch.promote_types(activation.dtype, torch.float32))
+        captured[hook.name] = activation.to(torch.promote_types(activation.dtype, torch.float32))
 
     def subtract(scores: Scores, hook: Any) -> Scores:
-        own = ends(heard, real_keys(scores[:, index]))
-        heard.clear()
+        own = ends(captured, real_keys(scores[:, index]))
+        captured.clear()
         return less(scores, *own)
 
     return [*((name, keep) for name in names), (site, subtract)]

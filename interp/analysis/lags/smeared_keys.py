@@ -5,23 +5,38 @@ A convolution below a head can do that, or read the token before through another
 not at all. No published detector tells these apart; this one is ours.
 """
 
+import functools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.circuits.diagonal_preference import Rows
-from interp.analysis.circuits.matching import embedding_is_hidden, head_matches
-from interp.analysis.circuits.reads import HeadReads, all_reads
-from interp.analysis.circuits.routes import Channel, at_distance, check_distance, ours
+from interp.analysis.circuits.head_maps import HeadMaps, at_distance, by_layer, check_distance
+from interp.analysis.circuits.matching import Rows, head_matches
+from interp.analysis.circuits.reads import (
+    TOKENS_AT_ONCE,
+    HeadReads,
+    activations,
+    embedding_moments,
+    read_heads,
+)
+from interp.analysis.lags.key_geometry import (
+    Computed,
+    Geometry,
+    HeadSums,
+    Second,
+    geometry,
+    grams_of_weights,
+)
 from interp.analysis.lags.lag_circuits import heads_that_read_back
-from interp.analysis.lags.smear_findings import GROUPS, Finding, Place, of_weights, on_tokens
 from interp.analysis.probes.probe import handed_in
-from interp.models import HookedSequenceModel
-from interp.models.shapes import Tokens
+from interp.models.linear import Channel, later
+from interp.models.shapes import Stream, Tokens
 from interp.results.result import Result, versions
 from interp.results.sampling import Groups, Sampling
 from interp.views import view
@@ -38,6 +53,15 @@ UNITS = {
     "predicted": "share of variance",
     "smeared_scores": "share of variance",
 }
+
+GROUPS = 16
+"""The most groups of sequences that the jackknife leaves out in turn."""
+
+Place = tuple[Channel, str]
+Sums = TypeVar("Sums", HeadSums, "ScoreErrors", Second)
+Vectors = Float[Tensor, "batch pos d_head"]
+Account = Literal["q", "k", "smeared"]
+"""Queries from the weights' account, keys from it, or keys that are literally smeared."""
 
 
 def detect_smeared_keys(
@@ -93,7 +117,7 @@ def detect_smeared_keys(
         `provenance["undefined"]` has the reason.
 
     Raises:
-        TypeError: not an interp model.
+        TypeError: another library's model, whose convolutions cannot be read yet.
         ValueError: no head reads an earlier token through its weights; the stream below a head is
             not the embedding and there are no tokens; tokens that the model cannot read.
 
@@ -105,35 +129,34 @@ def detect_smeared_keys(
     >>> found.sel(channel="k", measure="smear").values.round(3).tolist()
     [0.5, 0.5]
     """
-    model = ours(model)
-    seen = view(model)
-    ways = heads_that_read_back(model)
-    heads = tuple(ways)
-    check_distance(model, distance)
+    viewed = view(model)
+    heads = heads_that_read_back(viewed)
+    check_distance(viewed, heads.values(), distance)
     if tokens is not None:
-        seen.check_tokens(tokens, at_least=max(way["k"].lags for way in ways.values()))
+        longest = max(way.lags for head in heads.values() for way in head.routes.values())
+        viewed.check_tokens(tokens, at_least=longest)
     elif groups is not None:
         raise ValueError("groups are of tokens that are handed in, and there are none")
     sampling = None if tokens is None else Sampling.of(groups, len(tokens))
-    seen.check_finite()
-    read = all_reads(model, heads, tokens, frequencies)
+    viewed.check_finite()
+    read = read_heads(heads.values(), tokens, frequencies)
     if tokens is None or sampling is None:
-        findings = of_weights(model, read, frequencies, distance)
-        origin = {"model": seen.name, "covariances": _of_embedding(frequencies)}
+        findings = _of_weights(heads, read, frequencies, distance)
+        origin = {"model": viewed.name, "covariances": _of_embedding(frequencies)}
     else:
         left_out = sampling.merged(GROUPS)
-        findings = on_tokens(model, read, tokens, distance, left_out)
+        findings = _on_tokens(heads, read, tokens, distance, left_out)
         parts = "sets of groups" if sampling.grouped else "stretches of the sequences"
         origin = {
-            **handed_in(seen, tokens, left_out),
+            **handed_in(viewed, tokens, left_out),
             "errors": f"jackknife over {left_out.n_groups} {parts}",
             "covariances": "tokens",
         }
-    for place, finding in _matched(model, read, distance).items():
+    for place, finding in _matched(heads, read, distance).items():
         findings[place] |= finding
     origin |= {
-        "scales": read[heads[0]]["k"].scales_from,
-        **at_distance(model, distance),
+        "scales": next(iter(read.values()))["k"].scales_from,
+        **at_distance(heads.values(), distance),
         "undefined": {
             f"{channel} {head} {measure}": why
             for (channel, head), finding in findings.items()
@@ -141,8 +164,8 @@ def detect_smeared_keys(
         },
         "versions": versions(),
     }
-    n_lags = max(one["k"].lags for one in read.values())
-    return _result(findings, heads, _measures(n_lags, tokens is not None), origin)
+    n_lags = max(way.lags for one in read.values() for way in one.values())
+    return _result(findings, tuple(heads), _measures(n_lags, tokens is not None), origin)
 
 
 def _measures(n_lags: int, on_tokens: bool) -> tuple[str, ...]:
@@ -155,21 +178,306 @@ def _of_embedding(frequencies: Float[Tensor, " vocab"] | None) -> str:
     return f"the embedding under {given} frequencies, lags independent, no positions"
 
 
+@dataclass(frozen=True)
+class ScoreErrors:
+    """Sums of squares over pairs of positions, each query's mean taken off."""
+
+    variation: float
+    errors: Mapping[Account, float]
+
+    def __add__(self, other: "ScoreErrors") -> "ScoreErrors":
+        return self._with(other, 1)
+
+    def __sub__(self, other: "ScoreErrors") -> "ScoreErrors":
+        return self._with(other, -1)
+
+    def _with(self, other: "ScoreErrors", sign: int) -> "ScoreErrors":
+        errors: dict[Account, float] = {
+            name: error + sign * other.errors[name] for name, error in self.errors.items()
+        }
+        return ScoreErrors(self.variation + sign * other.variation, errors)
+
+    def predicted(self) -> dict[Account, float]:
+        """R² of each account; NaN where scores never vary."""
+        whole = self.variation or float("nan")
+        return {name: 1 - error / whole for name, error in self.errors.items()}
+
+
+def _score_errors(
+    read: HeadReads,
+    mixture: tuple[float, float],
+    head: HeadMaps,
+    x: Stream,
+    computed: Computed,
+) -> ScoreErrors:
+    """Of one head on sequences of the stream x.
+
+    Args:
+        read: the weights' account.
+        mixture: how much of the common map the lags 0 and 1 of literally smeared keys have.
+        head: for its rotary positions and its mask.
+        x: the stream that the account reads.
+        computed: what the head computed.
+    """
+    q, k, n_pos = computed["q"], computed["k"], x.shape[1]
+    smeared = _smeared_maps(read["k"].maps, mixture)
+    missed: dict[Account, tuple[Vectors, Vectors]] = {
+        "q": (q - _written(read["q"].maps, x) - read["q"].bias[:n_pos], k),
+        "k": (q, k - _written(read["k"].maps, x) - read["k"].bias[:n_pos]),
+        "smeared": (q, k - _written(smeared, x) - read["k"].bias[:n_pos]),
+    }
+    start = max(read["q"].lags, read["k"].lags) - 1
+    return ScoreErrors(
+        _variation(q, k, head, start),
+        {account: _variation(*pair, head, start) for account, pair in missed.items()},
+    )
+
+
+def _smeared_maps(
+    maps: Float[Tensor, "lag d_model d_head"], mixture: tuple[float, float]
+) -> Float[Tensor, "2 d_model d_head"]:
+    """The best fit of lags 0 and 1 by one map: u_i Σ_j u_j K_j."""
+    weights = torch.tensor(mixture).to(maps)[:, None, None]
+    return weights * (weights * maps[:2]).sum(0)
+
+
+def _written(maps: Float[Tensor, "lag d_model d_head"], x: Stream) -> Vectors:
+    return torch.stack([later(x @ one, lag) for lag, one in enumerate(maps)]).sum(0)
+
+
+def _variation(q: Vectors, k: Vectors, head: HeadMaps, start: int) -> float:
+    """Σ over queries and visible keys of (score - the query's mean score)², from `start` on."""
+    q, k = (head.attending.turned(x[:, :, None])[:, :, 0] for x in (q, k))
+    scores = q[:, start:].double() @ k[:, start:].double().mT
+    visible = torch.ones(scores.shape[-2:], dtype=scores.dtype, device=scores.device)
+    visible = visible.tril() if head.viewed.causal(head.layer) else visible
+    means = (scores * visible).sum(-1, keepdim=True) / visible.sum(-1, keepdim=True)
+    return float(((scores - means) * visible).square().sum())
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Numbers by measure, why some are undefined, and their standard errors where there are any."""
+
+    numbers: Mapping[str, float]
+    undefined: Mapping[str, str] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+    def __or__(self, other: "Finding") -> "Finding":
+        return Finding(
+            {**self.numbers, **other.numbers},
+            {**self.undefined, **other.undefined},
+            {**self.errors, **other.errors},
+        )
+
+
+def _of_weights(
+    heads: Mapping[str, HeadMaps],
+    read: Mapping[str, HeadReads],
+    frequencies: Float[Tensor, " vocab"] | None,
+    distance: int,
+) -> dict[Place, Finding]:
+    """From the embedding's covariance, lags being independent.
+
+    Raises:
+        ValueError: a head reads another stream than the embedding.
+    """
+    for head, one in read.items():
+        if one["q"].layer:
+            raise ValueError(
+                f"{head} reads {one['q'].source}, which is not the embedding: what is in it cannot "
+                "be told from the weights. Give tokens"
+            )
+    viewed = next(iter(heads.values())).viewed
+    moments = embedding_moments(viewed, frequencies)
+    findings: dict[Place, Finding] = {}
+    for label, one in read.items():
+        W_O, turn = heads[label].W_O, _turn(heads[label], distance)
+        for channel, grams in grams_of_weights(one, moments, W_O, turn).items():
+            found = geometry(grams)
+            findings[channel, label] = Finding(found.numbers, found.undefined)
+    return findings
+
+
+def _on_tokens(
+    heads: Mapping[str, HeadMaps],
+    read: Mapping[str, HeadReads],
+    tokens: Tokens,
+    distance: int,
+    left_out: Sampling,
+) -> dict[Place, Finding]:
+    """From what the streams hold and the heads compute on these tokens.
+
+    The jackknife leaves out each group of `left_out` in turn.
+
+    The sequences are passed over three times: the covariance of each stream, the second moments of
+    what the heads make of it (which give the smearing that fits best), and the scores.
+    """
+    groups = [tokens[left_out.codes == group] for group in range(left_out.n_groups)]
+    streams = [_streams(heads, read, group) for group in groups]
+    sums = [_sums(heads, read, group) for group in groups]
+    measures = {
+        label: _Measure(one, heads[label].W_O, _turn(heads[label], distance))
+        for label, one in read.items()
+    }
+    sources = {head: one["k"].source for head, one in read.items()}
+    mixtures = {
+        head: measure.geometry_of(
+            _total(part[sources[head]] for part in streams), _total(part[head] for part in sums)
+        )["k"].mixture
+        for head, measure in measures.items()
+    }
+    errors = [_errors(heads, read, mixtures, group) for group in groups]
+    findings: dict[Place, Finding] = {}
+    for head, measure in measures.items():
+        parts = [
+            (stream[sources[head]], one[head], other[head])
+            for stream, one, other in zip(streams, sums, errors, strict=True)
+        ]
+        for channel, finding in _jackknife(parts, measure).items():
+            findings[channel, head] = finding
+    return findings
+
+
+@dataclass(frozen=True, eq=False)
+class _Measure:
+    """From the sums of one head to its findings."""
+
+    read: HeadReads
+    W_O: Float[Tensor, "d_head d_model"]
+    turn: Float[Tensor, "d_head d_head"]
+
+    def geometry_of(self, stream: Second, sums: HeadSums) -> dict[Channel, Geometry]:
+        """Lag shares, alignment and smear of each channel."""
+        metrics = sums.metrics(self.W_O, self.turn)
+        return {
+            c: geometry(x.grams(self.read[c], stream, metrics[c])) for c, x in sums.channels.items()
+        }
+
+    def __call__(
+        self, stream: Second, sums: HeadSums, errors: ScoreErrors
+    ) -> dict[Channel, Finding]:
+        """The same, and how far the account predicts vectors and scores."""
+        metrics, scores = sums.metrics(self.W_O, self.turn), errors.predicted()
+        findings: dict[Channel, Finding] = {}
+        for channel, found in self.geometry_of(stream, sums).items():
+            numbers = {"predicted": sums.channels[channel].predicted(metrics[channel])}
+            if channel != "v":
+                numbers["predicted_scores"] = scores[channel]
+            if channel == "k":
+                numbers["smeared_scores"] = scores["smeared"]
+            undefined = dict(found.undefined)
+            if math.isnan(numbers.get("smeared_scores", 0.0)):
+                undefined["smeared_scores"] = undefined.get("smear", "scores never vary")
+            findings[channel] = Finding({**found.numbers, **numbers}, undefined)
+        return findings
+
+
+def _jackknife(
+    parts: Sequence[tuple[Second, HeadSums, ScoreErrors]], measure: _Measure
+) -> dict[Channel, Finding]:
+    """The findings of all parts, with the standard errors that leaving each out in turn gives."""
+    stream, sums, errors = (_total(column) for column in zip(*parts, strict=True))
+    found, n = measure(stream, sums, errors), len(parts)
+    if n < 2:
+        return found
+    without = [measure(stream - x, sums - some, errors - few) for x, some, few in parts]
+
+    def spread(channel: Channel, name: str) -> float:
+        return math.sqrt((n - 1) * np.var([one[channel].numbers[name] for one in without]))
+
+    return {
+        c: Finding(x.numbers, x.undefined, {name: spread(c, name) for name in x.numbers})
+        for c, x in found.items()
+    }
+
+
+def _streams(
+    heads: Mapping[str, HeadMaps], read: Mapping[str, HeadReads], tokens: Tokens
+) -> dict[str, Second]:
+    """The second moments of each stream that is read, at the positions that have all lags."""
+    moments: dict[str, Second] = {}
+    for label, one in read.items():
+        source, viewed = one["k"].source, heads[label].viewed
+        start = max(channel.lags for channel in one.values()) - 1
+        if source not in moments:
+            streams = (activations(viewed, some, [source])[source] for some in _chunks(tokens))
+            moments[source] = _total(Second.over(x[:, start:]) for x in streams)
+    return moments
+
+
+def _sums(
+    heads: Mapping[str, HeadMaps], read: Mapping[str, HeadReads], tokens: Tokens
+) -> dict[str, HeadSums]:
+    """The second moments of every head."""
+    sums: dict[str, HeadSums] = {}
+    for head, x, computed in _computed(heads, tokens):
+        some = HeadSums.over(read[head.label], x, computed)
+        sums[head.label] = sums[head.label] + some if head.label in sums else some
+    return sums
+
+
+def _errors(
+    heads: Mapping[str, HeadMaps],
+    read: Mapping[str, HeadReads],
+    mixtures: Mapping[str, tuple[float, float]],
+    tokens: Tokens,
+) -> dict[str, ScoreErrors]:
+    """How far the accounts of every head miss its scores."""
+    errors: dict[str, ScoreErrors] = {}
+    for head, x, computed in _computed(heads, tokens):
+        label = head.label
+        some = _score_errors(read[label], mixtures[label], head, x, computed)
+        errors[label] = errors[label] + some if label in errors else some
+    return errors
+
+
+def _computed(
+    heads: Mapping[str, HeadMaps], tokens: Tokens
+) -> Iterator[tuple[HeadMaps, Stream, Computed]]:
+    """Every head with the stream that it reads and what it computes, some sequences at a time."""
+    for layer in by_layer(heads.values()).values():
+        source, viewed = layer[0].routes["k"].source, layer[0].viewed
+        hooks = [way.end.computed for head in layer for way in head.routes.values()]
+        for some in _chunks(tokens):
+            captured = activations(viewed, some, [source, *hooks])
+            for head in layer:
+                own: Computed = {
+                    channel: way.end.of(captured[way.end.computed])
+                    for channel, way in head.routes.items()
+                }
+                yield head, captured[source], own
+
+
+def _chunks(tokens: Tokens) -> Sequence[Tensor]:
+    return tokens.split(max(1, TOKENS_AT_ONCE // tokens.shape[1]))
+
+
+def _total(parts: Iterable[Sums]) -> Sums:
+    return functools.reduce(lambda one, other: one + other, parts)
+
+
+def _turn(head: HeadMaps, distance: int) -> Float[Tensor, "d_head d_head"]:
+    """The rotation of a head's queries over a distance."""
+    W_O = head.W_O
+    return head.turned(torch.eye(len(W_O)).to(W_O), distance)
+
+
 def _matched(
-    model: HookedSequenceModel, read: Mapping[str, HeadReads], distance: int
+    heads: Mapping[str, HeadMaps], read: Mapping[str, HeadReads], distance: int
 ) -> dict[Place, Finding]:
     """The match of each key lag with query lag 0, and of each query lag with key lag 0."""
-    rows = Rows.of(model.W_E)
+    rows = Rows.of(next(iter(heads.values())).viewed.embedding)
     findings: dict[Place, Finding] = {}
-    for head, one in read.items():
+    for label, one in read.items():
         cells = {"k": [math.nan] * one["k"].lags, "q": [math.nan] * one["q"].lags}
-        why = embedding_is_hidden(model, one["k"])
+        why = heads[label].hidden_embedding()
         if not why:
-            table = head_matches(model, rows, one, distance).value
+            table = head_matches(heads[label], one, rows, distance).value
             cells = {"k": table[0].tolist(), "q": table[:, 0].tolist()}
         for channel in ("k", "q"):
             numbers = {f"match_{lag}": cell for lag, cell in enumerate(cells[channel])}
-            findings[channel, head] = Finding(numbers, dict.fromkeys(numbers, why) if why else {})
+            findings[channel, label] = Finding(numbers, dict.fromkeys(numbers, why) if why else {})
     return findings
 
 

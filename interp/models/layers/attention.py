@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,18 +12,17 @@ from torch import Tensor, nn
 
 from interp.models import kernels
 from interp.models.checks import require, require_flags, require_positive
-from interp.models.description import ALL, Place, Reader, Term
+from interp.models.description import ALL, Attending, Place, Reader, Term
 from interp.models.hooks import HookPoint
 from interp.models.kernels import Visibility
 from interp.models.layers.layer import LayerSpec, Mixer, offset_through
 from interp.models.layers.mlp import MLP
 from interp.models.linear import (
-    Constants,
-    Factor,
+    CHANNELS,
+    Channel,
     FrozenNorm,
-    Parts,
-    everywhere,
-    later,
+    LinearChannel,
+    Move,
     maybe_wide,
     wide,
 )
@@ -31,9 +30,6 @@ from interp.models.shapes import Heads, KeyMask, Results, Stream
 
 if TYPE_CHECKING:
     from interp.models.config import ModelConfig
-
-Channel = Literal["q", "k", "v"]
-CHANNELS: tuple[Channel, ...] = get_args(Channel)
 
 
 @dataclass(frozen=True)
@@ -152,12 +148,12 @@ class Rotary(nn.Module):
         self.cos, self.sin = angles.cos().to(self.cos), angles.sin().to(self.sin)
         return self
 
-    def forward(self, x: Heads) -> Heads:
-        """Each head's vectors, turned by their positions' angles."""
+    def forward(self, x: Heads, start: int = 0) -> Heads:
+        """Each head's vectors, turned by the angles of their positions, from `start` on."""
         first, second = x.chunk(2, dim=-1)
         turned = torch.cat([-second, first], dim=-1)
-        n_pos = x.shape[1]
-        return x * self.cos[:n_pos] + turned * self.sin[:n_pos]
+        here = slice(start, start + x.shape[1])
+        return x * self.cos[here] + turned * self.sin[here]
 
 
 def smear_keys(k: Heads, share: Float[Tensor, " head"], key_mask: KeyMask | None) -> Heads:
@@ -350,9 +346,20 @@ class MultiHeadAttention(Mixer):
             pattern = Place(f"{prefix}pattern", (head, ALL), position_axis=1)
             yield Reader(f"{label}.pattern", "pattern", pattern)
 
+    def attending(self, layer: int, norm: FrozenNorm | None, W_pos: Tensor | None) -> Attending:
+        """How queries meet keys, and what both and the values are of the stream."""
+        prefix = f"blocks.{layer}.attn.hook_"
+        return Attending(
+            channel=lambda head, channel: self.channel(layer, head, channel, norm, W_pos),
+            scale=self.scale,
+            scores=f"{prefix}attn_scores",
+            pattern=f"{prefix}pattern",
+            rotate=self.rotary,
+        )
+
     def channel(
         self, layer: int, head: int, channel: Channel, norm: FrozenNorm | None, W_pos: Tensor | None
-    ) -> "LinearChannel":
+    ) -> LinearChannel:
         """One head's queries, keys or values as a linear map, given the norm's scale.
 
         Args:
@@ -363,16 +370,22 @@ class MultiHeadAttention(Mixer):
             W_pos: the table that is added to what queries and keys read, after the norm.
         """
         weight, bias = (getattr(self, f"{name}_{channel.upper()}") for name in "Wb")
-        smeared = self.smear is not None and channel == "k"
-        return LinearChannel(
-            name=f"blocks.{layer}.attn",
+        name = f"blocks.{layer}.attn"
+        plain = LinearChannel(
+            name=name,
             channel=channel,
+            computed=f"{name}.hook_{channel}",
+            head=head,
             norm=norm,
             weight=wide(weight[head]),
             bias=None if bias is None else wide(bias[head]),
             positions=maybe_wide(W_pos) if channel != "v" and self.sees_positions else None,
-            share=wide(self.smear)[head].sigmoid() if smeared and self.smear is not None else None,
         )
+        if self.smear is None or channel != "k":
+            return plain
+        share = wide(self.smear)[head].sigmoid()
+        parts = {**vars(plain), "computed": f"{name}.hook_smeared_k"}
+        return SmearedKeys(**parts, share=share)
 
 
 def _project(
@@ -387,74 +400,23 @@ def _project(
     return out.unflatten(-1, weight.shape[::2])
 
 
-@dataclass(frozen=True, eq=False)
-class LinearChannel:
-    """One head's W_Q, W_K or W_V behind the attention's norm, and the smearing of its keys.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SmearedKeys(LinearChannel):
+    """Keys that are mixed with the key before: k'_t = σ(α) k_t + (1 - σ(α)) k_{t-1}.
 
-    `share` is σ(α) for a key that is smeared, else None. `positions` are those that are added to
-    queries and keys only (shortformer), after the norm.
+    Attributes:
+        share: σ(α), how much of the current key is kept.
     """
 
-    name: str
-    channel: str
-    norm: FrozenNorm | None
-    weight: Float[Tensor, "d_model d_head"]
-    bias: Float[Tensor, " d_head"] | None
-    positions: Float[Tensor, "pos d_model"] | None
-    share: Float[Tensor, ""] | None
+    share: Float[Tensor, ""]
 
     @property
-    def centered(self) -> bool:
-        """Whether its norm takes the mean off the stream before it is read."""
-        return self.norm is not None and self.norm.centered
+    def lags(self) -> int:
+        """The current key and the one before."""
+        return 2
 
-    def maps(self, maps: Float[Tensor, "lag d_model d_model"], scale: Factor) -> Tensor:
-        """The map of each lag, for a position that has all its lags."""
-        out = self._project(maps, scale)
-        if self.share is None:
-            return out
-        nothing = torch.zeros_like(out[:1])
-        current, previous = torch.cat([out, nothing]), torch.cat([nothing, out])
-        return self.share * current + (1 - self.share) * previous
-
-    def parts(
-        self, parts: Parts, scale: Factor, key_mask: KeyMask | None
-    ) -> Float[Tensor, "lag batch pos d_head"]:
-        """What each lag adds to the head's query, key or value, on sequences."""
-        out = self._project(parts, scale)
-        if self.share is None:
-            return out
-        current, previous = self._smear(out, key_mask)
-        nothing = torch.zeros_like(out[:1])
-        return torch.cat([current, nothing]) + torch.cat([nothing, previous])
-
-    def constants(
-        self, below: Constants, n_pos: int, scale: Factor, key_mask: KeyMask | None
-    ) -> Constants:
-        """What each constant adds to it."""
-        own = {name: self._project(x, scale) for name, x in below.items()}
-        if self.norm is not None and self.norm.offset is not None:
-            own[f"{self.norm.name}.b"] = everywhere(self.norm.offset @ self.weight, n_pos)
-        if self.bias is not None:
-            own[f"{self.name}.b_{self.channel.upper()}"] = everywhere(self.bias, n_pos)
-        if self.positions is not None:
-            own["pos_embed.W_pos"] = (self.positions[:n_pos] @ self.weight)[None]
-        if self.share is None:
-            return own
-        smeared = {name: self._smear(x, key_mask) for name, x in own.items()}
-        return {name: current + previous for name, (current, previous) in smeared.items()}
-
-    def _project(self, x: Tensor, scale: Factor) -> Tensor:
-        return (x if self.norm is None else self.norm(x, scale)) @ self.weight
-
-    def _smear(self, x: Tensor, key_mask: KeyMask | None) -> tuple[Tensor, Tensor]:
-        """The smeared key's part from here and its part from the key before.
-
-        The first key, and one after padding, is unchanged.
-        """
-        assert self.share is not None
-        has_previous = x.new_ones(1, x.shape[-2], 1)
-        if key_mask is not None:
-            has_previous = key_mask[..., None].to(x)
-        given = later(has_previous, 1) * (1 - self.share)
-        return (1 - given) * x, given * later(x, 1)
+    def over_lags(self, x: Float[Tensor, "_ ... d_head"], move: Move) -> Iterator[Tensor]:
+        """The first key, and one after padding, has no predecessor and is unchanged."""
+        given = (1 - self.share) * move(x.new_ones(1, x.shape[-2], 1), 1)
+        yield (1 - given) * x
+        yield given * move(x, 1)

@@ -168,7 +168,9 @@ class CausalConv(Mixer):
 
         def linear() -> LinearConv:
             biases = maybe_wide(self.b_lags), maybe_wide(self.b_conv)
-            return LinearConv(layer, norm, residual, post_norm, wide(self.W), *biases)
+            return LinearConv(
+                layer, norm, residual, post_norm, wide(self.W), *biases, self.depthwise
+            )
 
         return linear
 
@@ -184,6 +186,7 @@ class LinearConv(LinearLayer):
     weight: Float[Tensor, "lag d_model d_model"]
     lag_bias: Float[Tensor, "lag d_model"] | None
     bias: Float[Tensor, " d_model"] | None
+    depthwise: bool  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @property
     def lags(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]

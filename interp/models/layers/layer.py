@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from interp.models.description import Reader, Term
+from interp.models.description import Attending, Reader, Term
 from interp.models.linear import FrozenNorm, LinearLayer
 from interp.models.shapes import KeyMask, Stream
 
@@ -120,6 +120,18 @@ class Mixer(nn.Module, ABC):
         self, layer: int, norm: FrozenNorm | None, residual: bool, post_norm: bool
     ) -> Callable[[], LinearLayer] | None:
         """Gives it as a linear map, given frozen factors; None if it is none."""
+        return None
+
+    def attending(
+        self, layer: int, norm: FrozenNorm | None, W_pos: Tensor | None
+    ) -> Attending | None:
+        """How its heads attend; None if it has none.
+
+        Args:
+            layer: the layer's number.
+            norm: the norm before it.
+            W_pos: the table of positions, where it is added to queries and keys only.
+        """
         return None
 
 

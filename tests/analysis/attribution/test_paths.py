@@ -198,7 +198,7 @@ def test_paths_between_two_attention_layers_are_transformer_lenss_virtual_heads(
 @pytest.mark.parametrize(
     ("name", "heads", "message"),
     [
-        ("three lags", "L0H0", "layer 0 is a convolution"),
+        ("three lags", "L0H0", "layer 0 is conv and has no heads"),
         ("three lags", ["L1H0", "L1H3"], "there is no head L1H3"),
         ("three lags", "head 1", 'a head is written "L1H3"'),
         ("no residual, rms, MLP", "L1H0", "a later layer replaces what the head writes"),
@@ -212,7 +212,5 @@ def test_a_head_without_paths_is_refused_before_any_forward(name, heads, message
 
 
 def test_a_bridge_is_refused():
-    with pytest.raises(
-        TypeError, match=r"those of a TransformerBridge are not read.*logit_attribution"
-    ):
+    with pytest.raises(ValueError, match=r"which biases its heads have.*logit_attribution"):
         path_attribution(bridged(hugging_face("gpt2")), probe(9))

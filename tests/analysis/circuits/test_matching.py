@@ -4,9 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from interp.analysis.circuits.diagonal_preference import Rows, matches
-from interp.analysis.circuits.matching import diagonal_preference, match_table, previous_token_match
+from interp.analysis.circuits.head_maps import head_maps
+from interp.analysis.circuits.matching import (
+    Rows,
+    diagonal_preference,
+    match_table,
+    matches,
+    previous_token_match,
+)
+from interp.analysis.circuits.reads import reads
 from interp.models import HookedConvAttn
+from interp.views import view
 from tests.analysis import planted, readers
 from tests.models import zoo
 
@@ -40,7 +48,7 @@ def test_equals_the_circuit_spelled_out():
 def test_chunks_make_no_difference(monkeypatch):
     rows, queries, keys = random_parts()
     whole = matches(Rows.of(rows), queries, keys)
-    monkeypatch.setattr("interp.analysis.circuits.diagonal_preference.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("interp.analysis.circuits.matching.ROWS_AT_ONCE", 7)
     parts = matches(Rows.of(rows), queries, keys)
     for name in ("value", "shuffled", "rotated"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
@@ -134,14 +142,11 @@ def test_a_basis_of_the_head_changes_nothing():
 
 def test_rotary_matches_at_a_chosen_distance():
     model = readers.build("rotary")
-    attn, rows = model.attn(1), model.W_E.detach()
-    from interp.analysis.circuits.reads import reads
-    from interp.analysis.circuits.routes import rotation
-
+    rows, head = model.W_E.detach(), head_maps(view(model), ["L1H2"])["L1H2"]
     q, k = (reads(model, "L1H2", channel).maps for channel in "qk")
     for distance in (0, 3):
         table = match_table(model, distance=distance)
-        expected = standardised_with(rows, q[0] @ rotation(attn, distance), k[1])
+        expected = standardised_with(rows, q[0] @ head.rotation(distance), k[1])
         found = table.sel(head="L1H2", query_lag="lag 0", key_lag="lag 1", measure="match")
         assert float(found) == pytest.approx(float(expected))
         assert table.provenance["distance"] == distance
@@ -150,7 +155,7 @@ def test_rotary_matches_at_a_chosen_distance():
 def test_refusals():
     with pytest.raises(ValueError, match="no attention layer"):
         match_table(zoo.build("conv alone"))
-    with pytest.raises(ValueError, match="without a residual stream"):
+    with pytest.raises(ValueError, match="no residual stream"):
         match_table(zoo.build("no residual, rms, MLP"))
     with pytest.raises(ValueError, match="same at every distance"):
         match_table(readers.build("three lags"), distance=2)

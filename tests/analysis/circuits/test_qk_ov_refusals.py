@@ -17,13 +17,13 @@ HEADS = zoo.HEADS
 
 def test_heads_that_do_not_exist_are_refused_with_those_that_do():
     model = HookedConvAttn(d_vocab=30, d_model=32, n_heads=4, n_ctx=8)
-    with pytest.raises(ValueError, match="layer 0 is a convolution"):
+    with pytest.raises(ValueError, match="layer 0 is conv and has no heads"):
         qk_circuit(model, "L0H1")
     with pytest.raises(ValueError, match=r"no head L1H4.*L1H0 to L1H3"):
         ov_circuit(model, "L1H4")
-    with pytest.raises(ValueError, match="no head 'L2H0'"):
+    with pytest.raises(ValueError, match="no head L2H0"):
         qk_circuit(bridged(hugging_face("gpt2")), "L2H0")
-    with pytest.raises(ValueError, match=r"no head '1\.0'"):
+    with pytest.raises(ValueError, match=r"'1\.0', but a head is written"):
         qk_circuit(bridged(hugging_face("gpt2")), "1.0")
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from interp.analysis.circuits.frozen_factors import embedding_moments, scales_of
-from interp.analysis.circuits.reads import reads
-from interp.analysis.circuits.routes import check_turn, place_of, rotation, route
+from interp.analysis.circuits.head_maps import check_distance, head_maps, route
+from interp.analysis.circuits.reads import embedding_moments, reads
 from interp.models import Attention, Conv, HookedAttn, HookedConvAttn
+from interp.views import view
 from tests.analysis import readers
 from tests.models import zoo
 
@@ -142,10 +142,10 @@ def test_frequencies_weigh_the_embedding():
     model = readers.build("rms")
     frequencies = torch.zeros(zoo.D_VOCAB)
     frequencies[4] = 3.0
-    moments = embedding_moments(model, frequencies)
+    moments = embedding_moments(view(model), frequencies)
     torch.testing.assert_close(moments.mean, model.W_E[4].detach())
     assert moments.covariance.abs().max() < 1e-12
-    uniform = embedding_moments(model, None)
+    uniform = embedding_moments(view(model), None)
     torch.testing.assert_close(uniform.covariance, torch.cov(model.W_E.T, correction=0))
     with pytest.raises(ValueError, match="one finite number of at least 0"):
         reads(model, "L1H0", frequencies=torch.ones(3))
@@ -160,29 +160,29 @@ def test_sixteen_bit_weights_are_computed_in_float32():
 
 @pytest.mark.parametrize("distance", [0, 1, 5])
 def test_rotation_is_what_the_model_does_at_that_distance(distance):
-    attn = readers.build("rotary").attn(1)
+    model = readers.build("rotary")
+    attn, head = model.attn(1), head_maps(view(model), ["L1H2"])["L1H2"]
     q, k = torch.randn(2, 1, 8, 3, 4, generator=torch.Generator().manual_seed(3)).double()
     turned_q, turned_k = attn.rotary(q), attn.rotary(k)
     expected = (turned_q[0, 6, 2] * turned_k[0, 6 - distance, 2]).sum()
-    found = q[0, 6, 2] @ rotation(attn, distance) @ k[0, 6 - distance, 2]
+    found = q[0, 6, 2] @ head.rotation(distance) @ k[0, 6 - distance, 2]
     torch.testing.assert_close(found, expected)
 
 
 def test_what_cannot_be_read_is_refused_with_the_reason(unchecked):
     model = readers.build("three lags")
-    with pytest.raises(ValueError, match="layer 0 is a convolution and has no heads"):
+    with pytest.raises(ValueError, match="layer 0 is conv and has no heads"):
         reads(model, "L0H0")
-    with pytest.raises(ValueError, match="no head L1H3; the heads are L1H0 to L1H2"):
+    with pytest.raises(ValueError, match=r"no head L1H3 in .*; the heads are L1H0 to L1H2"):
         reads(model, "L1H3")
     with pytest.raises(ValueError, match='written "L1H3"'):
-        place_of(model, "1.3")
+        reads(model, "1.3")
+    plain, turning = view(model), view(readers.build("rotary"))
     with pytest.raises(ValueError, match="same at every distance"):
-        rotation(model.attn(1), 2)
-    with pytest.raises(ValueError, match="0 to n_ctx - 1 = 7"):
-        rotation(readers.build("rotary").attn(1), 8)
-    for distance in (-1, 1.5):
-        with pytest.raises(ValueError, match=f"distance is {distance}, but must be a whole number"):
-            check_turn(distance, 8)
+        check_distance(plain, head_maps(plain).values(), 2)
+    for distance in (8, -1, 1.5):
+        with pytest.raises(ValueError, match=rf"{distance}, but must be a whole .* n_ctx - 1 = 7"):
+            check_distance(turning, head_maps(turning).values(), distance)
     with pytest.raises(ValueError, match="Give tokens"):
         reads(readers.build("attention between"), "L2H0")
     with pytest.raises(TypeError, match="give an interp model"):
@@ -209,7 +209,7 @@ def test_agrees_with_transformer_lenss_decomposition():
     stack, labels = cache.get_full_resid_decomposition(1, apply_ln=True, return_labels=True)
     keys = dict(zip(labels, stack * model.blocks[1].ln1.w @ model.W_K[0, 2], strict=True))
     way = route(model, "L1H2", "k")
-    parts = way.parts(cache[way.source], scales_of(way, cache.cache_dict))
+    parts = way.parts(cache[way.source], way.frozen(cache.cache_dict))
     current = keys["0_conv_lag0"] + keys["embed"] + keys["pos_embed"]
     torch.testing.assert_close(parts[0], current)
     torch.testing.assert_close(parts[1], keys["0_conv_lag1"])

@@ -324,7 +324,7 @@ def test_other_sequences_are_as_long_as_those_that_are_run():
 
 def test_refusals_come_before_any_work():
     model = measured.never_run(readers.build("three lags"))
-    with pytest.raises(ValueError, match="layer 0 is a convolution"):
+    with pytest.raises(ValueError, match="layer 0 is conv and has no heads"):
         lag_circuits(model, "L0H0")
     with pytest.raises(ValueError, match="at most 256 tokens; give tokens"):
         lag_circuits(model, "L1H0", zoo.tokens(batch=2))

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from interp.analysis.circuits.reads import all_reads, reads
+from interp.analysis.circuits.head_maps import head_maps
+from interp.analysis.circuits.reads import read_heads, reads
 from interp.analysis.lags.smeared_keys import detect_smeared_keys
 from interp.models import HookedConvAttn, HookedSmearedAttn
+from interp.views import view
 from tests.analysis import readers
 from tests.models import zoo
 
@@ -182,7 +184,8 @@ def test_the_null_is_that_of_a_map_whose_stream_is_turned(norm, with_tokens):
     if norm == "layer":
         model.W_E.add_(torch.randn(200, 1, generator=generator))
     tokens = text(n=400, d_vocab=200)
-    read = all_reads(model, ["L1H0"], tokens if with_tokens else None)["L1H0"]
+    heads = head_maps(view(model), ["L1H0"]).values()
+    read = read_heads(heads, tokens if with_tokens else None)["L1H0"]
     x = model.W_E[tokens[:, 1:].flatten() if with_tokens else torch.arange(200)]
     sigma = torch.cov(x.T, correction=0)
     if with_tokens:
@@ -239,9 +242,7 @@ def test_tokens_give_the_numbers_of_the_field_by_brute_force(name):
     q = cache[f"blocks.{layer}.attn.hook_q"][:, :, 0].reshape(-1, attn.W_Q.shape[-1])
     queries = q.T @ q / len(q)
     if attn.rotary is not None:
-        from interp.analysis.circuits.routes import rotation
-
-        turn = rotation(attn, distance)
+        turn = head_maps(view(model), [head])[head].rotation(distance)
         queries = turn.T @ queries @ turn
 
     def covariance(i, j):
