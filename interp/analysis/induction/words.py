@@ -8,6 +8,9 @@ from interp.analysis.induction.edges import SMEAR, Cells, Edge, Effect
 from interp.results.result import Result
 
 OTHERS = {"embed": "the embedding", SMEAR: "the key before, by smearing"}
+Sender = int | tuple[str, float]
+"""The lag that a sender is, or what it attends to most and how much."""
+
 COPIES = 0.1
 """Nats: a model for which the repetition is worth less is not said to copy."""
 MOSTLY = 0.5
@@ -76,7 +79,7 @@ def of_circuit(
     followed: Sequence[str],
     edges: Sequence[Edge],
     cells: Mapping[str, Cells],
-    attended: Mapping[str, int | tuple[str, float]],
+    senders: Mapping[str, Sender],
 ) -> str:
     """What the heads read, and what they are worth."""
     heads, (first, *later) = decision.heads, decision.groups
@@ -103,7 +106,7 @@ def of_circuit(
         f"Without {_them(heads)} the loss on the second copy rises by {_nats(decision.removal)}.",
         _drop(decision),
         f"{_explained(decision)}.",
-        *(_reads(head, edges, cells.get(head, {}), attended) for head in followed),
+        *(_reads(head, edges, cells.get(head, {}), senders) for head in followed),
     ]
     if len(followed) < len(heads):
         parts.append(f"The other {len(heads) - len(followed)} were not followed up.")
@@ -136,19 +139,17 @@ def _explained(decision: Decision) -> str:
     )
 
 
-def _reads(
-    head: str, edges: Sequence[Edge], cells: Cells, attended: Mapping[str, int | tuple[str, float]]
-) -> str:
+def _reads(head: str, edges: Sequence[Edge], cells: Cells, senders: Mapping[str, Sender]) -> str:
     into = [edge for edge in edges if edge.receiver == head]
     parts = []
     for channel, what in (("q", "queries"), ("k", "keys"), ("v", "values")):
-        senders = [
-            f"{_named(edge.sender, attended)} ({_without(edge)})"
+        named = [
+            f"{_named(edge.sender, senders)} ({_without(edge)})"
             for edge in into
             if edge.channel == channel
         ]
-        if senders:
-            parts.append(f"its {what} read {_and(senders)}")
+        if named:
+            parts.append(f"its {what} read {_and(named)}")
     if not any(edge.channel in ("q", "k") for edge in into):
         parts.insert(0, "no single path below it carries its matching")
     smeared = any(edge.sender == SMEAR for edge in into)  # the same, said already
@@ -163,8 +164,8 @@ def _cell(cells: Cells) -> str:
     return f"; without query lag {pair[0]} against key lag {pair[1]}: score {effect.value:+.2f}"
 
 
-def _named(sender: str, attended: Mapping[str, int | tuple[str, float]]) -> str:
-    if isinstance(known := attended.get(sender), int):
+def _named(sender: str, senders: Mapping[str, Sender]) -> str:
+    if isinstance(known := senders.get(sender), int):
         nearest = {0: "the current token", 1: "the token before"}
         return f"{nearest.get(known, f'the token {known} before')} through {sender}"
     if sender in OTHERS:

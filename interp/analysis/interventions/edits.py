@@ -10,7 +10,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from interp.analysis.interventions.replacements import Activations
-from interp.analysis.interventions.units import Part, Site, Unit
+from interp.analysis.interventions.units import Site, Unit, UnitPart
 from interp.models.description import Order, Step, stream_hook
 from interp.models.description import between as all_between
 from interp.models.shapes import Stream, Tokens
@@ -199,7 +199,7 @@ class _Joint:
     """
 
     batch: Batch
-    parts: Sequence[Part]
+    parts: Sequence[UnitPart]
     rotation: Rotation | None = None
     _put: list[Edit] = field(default_factory=list)
     _received: list[Edit] = field(default_factory=list)
@@ -218,7 +218,7 @@ class _Joint:
     def _made(self) -> list[Edit]:
         return [*self._received, *self._put]
 
-    def _where(self, part: Part) -> str:
+    def _where(self, part: UnitPart) -> str:
         turned = self.rotation is not None and part.sender is None
         return (part.site.stream if turned else None) or part.site.hook
 
@@ -328,7 +328,7 @@ def _reaches(viewed: View, edit: Edit, name: str) -> bool:
     return edit.site.hook == name or edit.site.reads < viewed.order(name)[1]
 
 
-def parts_below(parts: Sequence[Part], reads: Order) -> tuple[Part, ...]:
+def parts_below(parts: Sequence[UnitPart], reads: Order) -> tuple[UnitPart, ...]:
     """Those that what reads then can receive from."""
     return tuple(part for part in parts if part.site.writes < reads)
 
@@ -394,7 +394,7 @@ def edited(activation: Tensor, edits: Sequence[Edit]) -> Tensor:
     return new
 
 
-def between(viewed: View, sent: Sequence[Part], reads: Order) -> list[str]:
+def between(viewed: View, sent: Sequence[UnitPart], reads: Order) -> list[str]:
     """What is written between what is sent and what reads then: hook points, from below."""
     first = min((part.site.writes for part in sent), default=reads)
     return [writer.hook for writer in all_between(viewed.writers, first, reads)]

@@ -53,7 +53,7 @@ from interp.models.shapes import Tokens
 from interp.views import Entries, Hook, Start, View
 from interp.views.outputs import Outputs
 
-Choice = int | Sequence[int] | Int[Tensor, " batch"]
+PerSequence = int | Sequence[int] | Int[Tensor, " batch"]
 """A token for all sequences, or one for each."""
 
 Values = Float[Tensor, "batch *measured"]
@@ -324,8 +324,8 @@ class LogitDifference(LogitMetric):
         position: where they are predicted from.
     """
 
-    answer: Choice
-    other: Choice
+    answer: PerSequence
+    other: PerSequence
     position: int = -1
     name = "logit_difference"
     unit = "logits"

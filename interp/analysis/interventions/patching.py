@@ -98,7 +98,7 @@ def path_patch(
     groups: Groups | None = None,
     max_batch: int | None = None,
 ) -> Result:
-    """What does one component tell another directly, and does it matter for the end?
+    """What does one component read of another directly, and does it matter for the end?
 
     The sender's activation is put in from the other run, and what every layer between it and the
     receiver writes is held as it was. What reaches the receiver so is kept, and the model run once

@@ -164,7 +164,7 @@ class Component:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class UnitPart:
     """A site, and what reaches it: a value put in, or what a sender alone changes, directly."""
 
     site: Site
@@ -186,7 +186,7 @@ class Unit:
     """
 
     label: str
-    parts: tuple[Part, ...] = ()
+    parts: tuple[UnitPart, ...] = ()
     hooks: tuple[Hook, ...] = ()
     component: Component | None = None
     position: Position | None = None
@@ -314,7 +314,7 @@ class Catalogue:
         return replace(
             receiver,
             label=f"{sender.label}->{receiver.label}",
-            parts=tuple(Part(site, sender) for site in receiver.sites),
+            parts=tuple(UnitPart(site, sender) for site in receiver.sites),
             sender=sender,
         )
 
@@ -444,7 +444,7 @@ def _unit(component: Component, position: Position | None = None) -> Unit:
     if position is not None:
         sites = tuple(site.at(position) for site in sites)
         where = f"@{position}" if isinstance(position, int) else f"@{_written(position)}"
-    parts = tuple(Part(site) for site in sites)
+    parts = tuple(UnitPart(site) for site in sites)
     return Unit(component.label + where, parts, component=component, position=position)
 
 
