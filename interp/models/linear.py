@@ -82,6 +82,10 @@ class Freezing:
         """The sum of the factor over all tokens, for its mean."""
         return float(activation.double().sum())
 
+    def count(self, activation: Tensor) -> Factor:
+        """How many tokens that sum is over: a gate counts where the token at its lag exists."""
+        return float(activation.shape[:2].numel())
+
 
 @dataclass(frozen=True, eq=False)
 class FrozenNorm:
@@ -247,7 +251,7 @@ class LinearChannel:
         weight: W.
         bias: b, or None.
         positions: a table that is added behind the norm to what is read (shortformer), or None.
-        has_constants: whether bias and offset are told; where not, only the maps hold.
+        has_constants: whether bias and offset are known; where not, only the maps hold.
     """
 
     name: str

@@ -51,7 +51,7 @@ def positional_circuit(
 
     Raises:
         ValueError: no such head, a bridge, a head that reads through gates, a model or a layer
-            without positions, a length that does not fit, a scale that cannot be told without
+            without positions, a length that does not fit, a scale that cannot be known without
             tokens, or a weight that is NaN.
 
     Source: ours.

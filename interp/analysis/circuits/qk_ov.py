@@ -58,7 +58,7 @@ def qk_circuit(
 
     Raises:
         ValueError: no such head, basis, lag or distance; a weight that is NaN; tokens or positions
-            that do not reach the head directly; or a scale that cannot be told without tokens.
+            that do not reach the head directly; or a scale that cannot be known without tokens.
 
     Source: Elhage et al. 2021; the lags are ours.
 

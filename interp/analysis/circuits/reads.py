@@ -115,7 +115,7 @@ def reads(
 
     Raises:
         TypeError: no model that can be viewed.
-        ValueError: no such head or channel; a model whose biases are not told; or the head reads
+        ValueError: no such head or channel; a model whose biases are not known; or the head reads
             what other layers wrote, through a convolution and a norm, or reads through gates, and
             there are no tokens to tell its scale.
 
@@ -231,12 +231,14 @@ def mean_scales(
 
 def _means(viewed: View, factors: Iterable[Freezing], tokens: Tokens) -> Frozen:
     viewed.check_tokens(tokens, at_least=1)
-    factors, totals = tuple(factors), dict[str, Factor]()
+    factors, totals, counts = tuple(factors), dict[str, Factor](), dict[str, Factor]()
     for some in tokens.split(max(1, TOKENS_AT_ONCE // tokens.shape[1])):
         captured = activations(viewed, some, [factor.hook for factor in factors])
         for factor in factors:
-            totals[factor.name] = totals.get(factor.name, 0.0) + factor.total(captured[factor.hook])
-    return {name: total / tokens.numel() for name, total in totals.items()}
+            activation, name = captured[factor.hook], factor.name
+            totals[name] = totals.get(name, 0.0) + factor.total(activation)
+            counts[name] = counts.get(name, 0.0) + factor.count(activation)
+    return {name: total / counts[name] for name, total in totals.items()}
 
 
 @dataclass(frozen=True, eq=False)

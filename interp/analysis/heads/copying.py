@@ -58,7 +58,7 @@ def copying_score(
     Raises:
         ValueError: no such variant, sizes that do not fit the vocabulary, a weight that is NaN, a
             model whose heads do not read the embedding or are not read by the unembedding, or a
-            scale that cannot be told without tokens.
+            scale that cannot be known without tokens.
 
     >>> from interp.models import HookedConvAttn
     >>> model = HookedConvAttn(d_vocab=100, d_model=32, n_heads=2, n_ctx=16)
