@@ -1,5 +1,7 @@
 """How far the diagonal of a token-to-token circuit stands out, against the circuit spelled out."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from interp.analysis.circuits.matching import (
 from interp.analysis.circuits.reads import reads
 from interp.models import HookedConvAttn
 from interp.views import view
-from tests.analysis import planted, readers
+from tests.analysis import haar, planted, readers
 from tests.models import zoo
 
 VOCAB, WIDTH, HEAD = 60, 12, 4
@@ -61,31 +63,37 @@ def test_float32_is_as_good_as_its_precision():
     torch.testing.assert_close(found.value, exact.value, rtol=1e-4, atol=1e-4)
 
 
-def test_the_shuffled_deviation_is_that_of_shuffles():
+def test_the_shuffled_deviation_is_that_of_all_shuffles():
+    n = 5
     rows, queries, keys = random_parts()
-    found = matches(Rows.of(rows), queries, keys)
-    z = standardised(rows, queries[0], keys[1])
-    generator = torch.Generator().manual_seed(1)
-    shuffles = [z[torch.arange(VOCAB), torch.randperm(VOCAB, generator=generator)].mean()
-                for _ in range(4000)]  # fmt: skip
-    assert float(found.shuffled[0, 1]) == pytest.approx(
-        float(torch.stack(shuffles).std()), rel=0.05
+    found = matches(Rows.of(rows[:n]), queries, keys)
+    z = standardised(rows[:n], queries[0], keys[1])
+    shuffles = torch.tensor(list(itertools.permutations(range(n))))
+    expected = z[torch.arange(n), shuffles].mean(1).std(correction=0)
+    torch.testing.assert_close(found.shuffled[0, 1], expected)
+
+
+@pytest.mark.parametrize("rank", [2, WIDTH])
+def test_the_rotated_deviation_is_that_of_haar_rotations(rank):
+    rows, queries, keys = random_parts()
+    rows[:, rank:] = 0.4  # varies in so many directions
+    rows @= haar.drawn(WIDTH, generator := torch.Generator().manual_seed(2))
+    values, vectors = (x[..., -rank:] for x in torch.linalg.eigh(torch.cov(rows.T, correction=0)))
+    root, inverse = (vectors * values**power for power in (0.5, -0.5))
+
+    def circuit(rotation):
+        turned = inverse @ rotation @ root.T @ keys[1]
+        whole = rows @ queries[0] @ turned.T @ rows.T
+        return whole - whole.mean(1, keepdim=True)
+
+    deviation = circuit(torch.eye(rank).double()).std(1, correction=0)
+    # No rotation changes it, so that the match is linear in the rotation.
+    torch.testing.assert_close(circuit(haar.drawn(rank, generator)).std(1, correction=0), deviation)
+    variance = haar.average(
+        lambda rotation: (circuit(rotation).diagonal() / deviation).mean() ** 2, rank
     )
-
-
-def test_the_rotated_deviation_is_that_of_haar_rotations():
-    rows, queries, keys = random_parts()
     found = matches(Rows.of(rows), queries, keys)
-    values, vectors = torch.linalg.eigh(torch.cov(rows.T, correction=0))
-    root, inverse = (vectors * values**p @ vectors.T for p in (0.5, -0.5))
-    generator = torch.Generator().manual_seed(2)
-    drawn = []
-    for _ in range(3000):
-        gaussian = torch.randn(WIDTH, WIDTH, generator=generator, dtype=torch.float64)
-        q, r = torch.linalg.qr(gaussian)
-        turned = inverse @ (q * r.diagonal().sign()) @ root @ keys[1]
-        drawn.append(standardised_with(rows, queries[0], turned))
-    assert float(found.rotated[0, 1]) == pytest.approx(float(torch.stack(drawn).std()), rel=0.05)
+    assert float(found.rotated[0, 1]) == pytest.approx(variance**0.5, rel=1e-9)
 
 
 def standardised_with(rows, query, key):

@@ -78,6 +78,44 @@ def test_pairs_share_a_rotation_as_little_as_heads_share_directions():
     assert float(draws.amax(1).mean()) > float(draws[:, 0].quantile(0.9))
 
 
+@pytest.mark.parametrize("n_rotations", [2, 3, 39])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_baseline_is_counted_among_all_draws(n_rotations, seed):
+    left, right = decaying(3, 1.0, 9).repeat(2, 1), decaying(5, 2.0, 9).repeat(3, 1)
+    draws = rotated(left, right, n_rotations, seed).double()
+    apart = 2 * torch.randn(2, 3, generator=torch.Generator().manual_seed(seed)).double()
+    scores = draws.mean(0) + draws.std(0) * apart
+    scores[1, 2] = torch.nan  # no pair
+    found = baseline(scores, left, right, n_rotations, seed)
+    known = scores.isfinite()
+    mean, spread = draws.mean(0)[known], draws.std(0)[known]
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(found.mean[known], mean, **close)
+    torch.testing.assert_close(found.spread[known], spread, **close)
+    torch.testing.assert_close(found.z[known], (scores[known] - mean) / spread, **close)
+    # What was found is one more draw, and all of them are measured alike.
+    drawn = torch.cat([draws[:, known], scores[known][None]])
+    x = (drawn - drawn.mean(0)) / drawn.std(0)
+    above = 1 + (x[:-1].amax(1)[:, None] >= x[-1]).sum(0)
+    below = 1 + (x[:-1].amin(1)[:, None] <= x[-1]).sum(0)
+    expected = (2 * torch.minimum(above, below).double() / len(drawn)).clamp(max=1)
+    torch.testing.assert_close(found.p[known], expected)
+    for missing in (found.mean, found.spread, found.z, found.p):
+        assert missing[~known].isnan().all()
+
+
+def test_a_spread_is_rounding_only_where_it_is_a_millionth_of_the_mean():
+    # Nearly alike in all directions: the score hardly changes, but it does, and z is known.
+    nearly = torch.ones(1, 16).double()
+    nearly[0, 0] = 1.02
+    nearly /= nearly.sum()
+    other = decaying(5, 1.0, 16)
+    found = baseline(torch.full((1, 1), 0.26).double(), nearly, other, 50, seed=0)
+    assert 1e-5 < float(found.spread / found.mean) < 1e-2
+    assert float(found.z) > 1
+    assert float(found.p) == pytest.approx(2 / 51)
+
+
 @pytest.mark.parametrize("n_maps", [1, 6])
 def test_chance_alone_lets_a_pair_survive_as_often_as_it_says(n_maps):
     # The maps turned at random many times, each time with a baseline of its own.
