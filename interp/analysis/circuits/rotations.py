@@ -1,9 +1,23 @@
 """What a composition score would be by chance: a random rotation put between the two actual maps.
 
-With singular values s and t of the two maps, and W the corner of a Haar rotation in the width of
-the stream, the score is `sqrt(Σ_ab s_a² W_ab² t_b²)` over |s| |t|. Only the spectra matter. The
-square of the score has mean 1 / width whatever they are; its spread grows as they decay, which is
-why Gaussian matrices of the same shape are no baseline.
+With A = U diag(s) Vᵀ written and B = X diag(t) Yᵀ read, a Haar rotation R of the stream's d
+dimensions makes the score
+
+    |A R B|² / (|A|² |B|²) = Σ_ab s_a² W_ab² t_b² / (Σ_a s_a² · Σ_b t_b²),
+
+* W = Vᵀ R X: the corner of a rotation, Haar distributed whatever V and X are;
+* s_a², t_b²: the squared singular values, all of the maps that is left. Only they matter.
+
+Each W_ab² has mean 1 / d, so the square of the score has, too, whatever the spectra are. Its
+variance, of two maps whose squared singular values add up to 1, is (Weingarten calculus)
+
+    2 (Σ_a s_a⁴ - 1/d) (Σ_b t_b⁴ - 1/d) / ((d - 1) (d + 2)),
+
+* Σ_a s_a⁴ - 1/d: how far the map is from treating all directions alike; at 0 no rotation matters;
+* (d - 1) (d + 2) / 2: how many directions traceless symmetric matrices have, over which rotations
+  spread A Aᵀ evenly.
+
+It grows as spectra decay, which is why Gaussian matrices of the same shape are no baseline.
 """
 
 from dataclasses import dataclass
@@ -71,14 +85,25 @@ class Baseline:
 def baseline(scores: Pairs, left: Spectra, right: Spectra, n_rotations: int, seed: int) -> Baseline:
     """Scores beside those under rotations; NaN where there is no pair.
 
-    p is Westfall and Young's (1993), from the most extreme pair of each rotation. With x_r the
-    deviation under rotation r of n and x that of what was found, and the extremes over all pairs,
+    p bounds the tail over all pairs at once (the max statistic of Westfall and Young 1993): of each
+    rotation only the most extreme pair counts. With x[r] the deviations of all pairs under rotation
+    r of n, and x that of what was found for one of them,
 
-        p = min(1, 2 min(1 + #{r: max x_r ≥ x}, 1 + #{r: min x_r ≤ x}) / (1 + n)).
+        p = min(1, 2 min(1 + #{r: max x[r] ≥ x}, 1 + #{r: min x[r] ≤ x}) / (1 + n)),
 
-    What was found is one more draw if it is chance. So x is no z: it is in units of the mean and
-    spread of all n + 1 of a pair. In those of the n alone it would lie farther out than any of them
-    (with 36 pairs and 39 rotations, a pair would survive in 15 % of cases instead of 5).
+    * max x[r], min x[r]: over all pairs, so that with many pairs chance has many tries, and pairs
+      that vary together are no more than they are;
+    * 1 + ...: what was found is one more draw if it is chance, so that p is never 0;
+    * 2 min(...): both tails were looked at;
+    * 1 + n: all draws.
+
+    For the same reason x is no z. It is in units of the mean m and spread u of all n + 1 draws of
+    the pair, its own score s included: with mean μ and deviation σ of the n rotations,
+
+        m = μ + (s - μ) / (n + 1),    u² = ((n - 1) σ² + (s - μ)² n / (n + 1)) / n.
+
+    In units of the n alone it would lie farther out than any of them (with 36 pairs and 39
+    rotations, a pair would survive in 15 % of cases instead of 5).
     """
     draws = rotated(left, right, n_rotations, seed)
     mean, spread = draws.mean(0).double(), draws.std(0).double()

@@ -6,25 +6,29 @@ products `K_iᵀ Σ K_j` are needed, of size d_head x d_head.
 
 How far from 0 does the alignment of two unrelated maps lie? Maps are unrelated if one of them reads
 the stream in random directions: K_j ↦ R K_j with a Haar rotation R of the stream itself, which
-leaves the singular values of K_j, and what it writes in the head, as they are. Then <R K_j, K_i>
-has mean 0 and variance |K_j M K_iᵀ Σ|² / d_model, while <R K_j, R K_j> is on average
-tr Σ tr(K_jᵀ K_j M) / d_model, so that the alignment's deviation is
+leaves the singular values of K_j, and what it writes in the head, as they are. The alignment is
+then `<R K_j, K_i> / sqrt(<R K_j, R K_j> <K_i, K_i>)`, around 0, and its deviation
 
     ν_j² = tr(M K_jᵀ K_j M K_iᵀ Σ² K_i) / (tr Σ · tr(K_jᵀ K_j M) · <K_i, K_i>),
 
-with the ratio of the two means in place of the mean of the ratio: 1 to 3 % too large where the
-stream varies in four directions or more, up to 16 % in two. It depends on which map is turned,
-unless both read all directions alike; the larger one is given. A rotation of the *whitened* stream
-would be the wrong question: it takes Σ^(-½) R Σ^½ K_j for a map that might have been, whose weights
-are largest where the stream varies least, and calls it chance that two maps of random weights both
-see the few directions in which a stream varies most.
+* tr(M K_jᵀ K_j M K_iᵀ Σ² K_i) / d = |K_j M K_iᵀ Σ|² / d: the variance of <R K_j, K_i>, which is
+  linear in R (E[R_ab R_cd] = δ_ac δ_bd / d);
+* tr Σ · tr(K_jᵀ K_j M) / d: the mean of <R K_j, R K_j>;
+* <K_i, K_i>: the other map, which is not turned.
+
+The ratio of the two means stands for the mean of the ratio: 1 to 3 % too large where the stream
+varies in four directions or more, up to 16 % in two. It depends on which map is turned, unless both
+read all directions alike; the larger one is given. A rotation of the *whitened* stream would be the
+wrong question: it takes Σ^(-½) R Σ^½ K_j for a map that might have been, whose weights are largest
+where the stream varies least, and calls it chance that two maps of random weights both see the few
+directions in which a stream varies most.
 """
 
 import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -136,9 +140,28 @@ Computed = Mapping[Channel, Float[Tensor, "batch pos d_head"]]
 """The queries, keys (smeared, not yet rotated) and values that one head computed."""
 
 
+class Additive:
+    """Sums that add up and subtract field by field, and mappings entry by entry."""
+
+    def __add__(self, other: Self) -> Self:
+        return _combined(operator.add, self, other)
+
+    def __sub__(self, other: Self) -> Self:
+        return _combined(operator.sub, self, other)
+
+
+def _combined(combine: Callable[[Any, Any], Any], one: Any, other: Any) -> Any:
+    if isinstance(one, Mapping):
+        return {name: _combined(combine, x, other[name]) for name, x in one.items()}
+    if isinstance(one, Additive):
+        own, others = vars(one), vars(other)
+        return type(one)(**{name: _combined(combine, x, others[name]) for name, x in own.items()})
+    return combine(one, other)
+
+
 @dataclass(frozen=True, eq=False)
-class Second:
-    """Sums over positions that add up and subtract: the number, the sum and the sum of squares."""
+class Second(Additive):
+    """Sums over positions: their number, the sum and the sum of squares."""
 
     n: int
     total: Float64[Tensor, " _"]
@@ -149,12 +172,6 @@ class Second:
         """Of rows along the last axis."""
         flat = rows.flatten(0, -2).double()
         return cls(len(flat), flat.sum(0), flat.T @ flat)
-
-    def __add__(self, other: "Second") -> "Second":
-        return Second(self.n + other.n, self.total + other.total, self.square + other.square)
-
-    def __sub__(self, other: "Second") -> "Second":
-        return Second(self.n - other.n, self.total - other.total, self.square - other.square)
 
     def covariance(self) -> Float64[Tensor, "_ _"]:
         """About the mean."""
@@ -167,14 +184,13 @@ class Second:
 
 
 @dataclass(frozen=True, eq=False)
-class ChannelSums:
+class ChannelSums(Additive):
     """Over tokens, for one channel of one head.
 
     `same` is of x_t K_j for all lags j; `joint` of x_{t-j} K_j for all lags and, last, of what the
     model computed less what no token writes.
     """
 
-    lags: int
     same: Second
     joint: Second
 
@@ -188,31 +204,24 @@ class ChannelSums:
         shifted = [later(part, lag) for lag, part in enumerate(by_lag)]
         written = computed - read.bias[:n_pos]
         same, joint = torch.cat(by_lag, dim=-1), torch.cat([*shifted, written], dim=-1)
-        return cls(read.lags, Second.over(same[:, start:]), Second.over(joint[:, start:]))
-
-    def __add__(self, other: "ChannelSums") -> "ChannelSums":
-        return ChannelSums(self.lags, self.same + other.same, self.joint + other.joint)
-
-    def __sub__(self, other: "ChannelSums") -> "ChannelSums":
-        return ChannelSums(self.lags, self.same - other.same, self.joint - other.joint)
+        return cls(Second.over(same[:, start:]), Second.over(joint[:, start:]))
 
     def grams(self, read: Reads, stream: Second, metric: Tensor) -> LagGrams:
         """What the geometry needs."""
-        same = _blocks(self.same.covariance(), self.lags)
-        shifted = _blocks(self.joint.covariance(), self.lags + 1)[:-1, :-1]
+        same = _blocks(self.same.covariance(), read.lags)
+        shifted = _blocks(self.joint.covariance(), read.lags + 1)[:-1, :-1]
         return _grams(read, stream.covariance(), same, shifted, metric)
 
-    def predicted(self, metric: Tensor) -> float:
+    def predicted(self, read: Reads, metric: Tensor) -> float:
         """R² of the lags' sum as an account of what the model computed, an intercept aside."""
-        blocks = torch.einsum(
-            "ijab,ba->ij", _blocks(self.joint.covariance(), self.lags + 1), metric
-        )
-        signs = torch.tensor([-1.0] * self.lags + [1.0]).to(blocks)
+        joint = _blocks(self.joint.covariance(), read.lags + 1)
+        blocks = torch.einsum("ijab,ba->ij", joint, metric)
+        signs = torch.tensor([-1.0] * read.lags + [1.0]).to(blocks)
         return 1 - float(signs @ blocks @ signs) / float(blocks[-1, -1])
 
 
 @dataclass(frozen=True, eq=False)
-class HeadSums:
+class HeadSums(Additive):
     """Over tokens, for one head: its channels, and the queries and keys that it computed."""
 
     channels: Mapping[Channel, ChannelSums]
@@ -226,19 +235,6 @@ class HeadSums:
             c: ChannelSums.over(read[c], x, computed[c]) for c in read
         }
         return cls(channels, Second.over(computed["q"]), Second.over(computed["k"]))
-
-    def __add__(self, other: "HeadSums") -> "HeadSums":
-        return self._with(other, operator.add)
-
-    def __sub__(self, other: "HeadSums") -> "HeadSums":
-        return self._with(other, operator.sub)
-
-    def _with(self, other: "HeadSums", combine: Callable[[Any, Any], Any]) -> "HeadSums":
-        return HeadSums(
-            {c: combine(sums, other.channels[c]) for c, sums in self.channels.items()},
-            combine(self.queries, other.queries),
-            combine(self.keys, other.keys),
-        )
 
     def metrics(self, W_O: Tensor, turn: Tensor) -> dict[Channel, Tensor]:
         """How each channel's vectors are measured by what they meet."""

@@ -26,6 +26,7 @@ from interp.analysis.circuits.reads import (
     read_heads,
 )
 from interp.analysis.lags.key_geometry import (
+    Additive,
     Computed,
     Geometry,
     HeadSums,
@@ -58,7 +59,7 @@ GROUPS = 16
 """The most groups of sequences that the jackknife leaves out in turn."""
 
 Place = tuple[Channel, str]
-Sums = TypeVar("Sums", HeadSums, "ScoreErrors", Second)
+Sums = TypeVar("Sums", bound=Additive)
 Vectors = Float[Tensor, "batch pos d_head"]
 Account = Literal["q", "k", "smeared"]
 """Queries from the weights' account, keys from it, or keys that are literally smeared."""
@@ -179,23 +180,11 @@ def _of_embedding(frequencies: Float[Tensor, " vocab"] | None) -> str:
 
 
 @dataclass(frozen=True)
-class ScoreErrors:
+class ScoreErrors(Additive):
     """Sums of squares over pairs of positions, each query's mean taken off."""
 
     variation: float
     errors: Mapping[Account, float]
-
-    def __add__(self, other: "ScoreErrors") -> "ScoreErrors":
-        return self._with(other, 1)
-
-    def __sub__(self, other: "ScoreErrors") -> "ScoreErrors":
-        return self._with(other, -1)
-
-    def _with(self, other: "ScoreErrors", sign: int) -> "ScoreErrors":
-        errors: dict[Account, float] = {
-            name: error + sign * other.errors[name] for name, error in self.errors.items()
-        }
-        return ScoreErrors(self.variation + sign * other.variation, errors)
 
     def predicted(self) -> dict[Account, float]:
         """R² of each account; NaN where scores never vary."""
@@ -361,7 +350,9 @@ class _Measure:
         metrics, scores = sums.metrics(self.W_O, self.turn), errors.predicted()
         findings: dict[Channel, Finding] = {}
         for channel, found in self.geometry_of(stream, sums).items():
-            numbers = {"predicted": sums.channels[channel].predicted(metrics[channel])}
+            numbers = {
+                "predicted": sums.channels[channel].predicted(self.read[channel], metrics[channel])
+            }
             if channel != "v":
                 numbers["predicted_scores"] = scores[channel]
             if channel == "k":
