@@ -47,6 +47,19 @@ def test_equals_the_circuit_spelled_out():
             torch.testing.assert_close(found.value[i, j], expected)
 
 
+def test_a_row_that_is_rounding_prefers_nothing():
+    # Queries are nearly alike, and one token's cancels but for the last bits.
+    rows, queries, keys = random_parts()
+    rows = rows * 0.1 + 3
+    basis = torch.linalg.qr(queries[0])[0]
+    rows[0] -= basis @ (basis.T @ rows[0])
+    query = rows @ queries[0]
+    assert 0 < float(query[0].abs().max()) < 1e-13 < float(query[1:].abs().amax(1).min())
+    found = matches(Rows.of(rows), queries[:1], keys[:1]).value
+    others = standardised(rows, queries[0], keys[0]).diagonal()[1:]
+    torch.testing.assert_close(found[0, 0], others.sum() / VOCAB)
+
+
 def test_chunks_make_no_difference(monkeypatch):
     rows, queries, keys = random_parts()
     whole = matches(Rows.of(rows), queries, keys)
@@ -135,6 +148,23 @@ def test_a_smeared_head_matches_at_both_key_lags_and_has_one_query_lag():
     table = match_table(planted.induction_smeared_attn(d_vocab=20, n_ctx=30, alpha=0.3))
     assert table.labels["query_lag"] == ("lag 0",)
     np.testing.assert_allclose(table.sel(head="L0H0", measure="match").values, [[np.sqrt(19)] * 2])
+
+
+def test_heads_with_other_lags_stand_beside_each_other():
+    model = readers.build("attention between")  # heads, a convolution of three lags, heads
+    table = match_table(model, tokens=zoo.tokens())
+    lags = ("lag 0", "lag 1", "lag 2")
+    assert table.labels["query_lag"] == table.labels["key_lag"] == lags
+    for head in table.labels["head"]:
+        has = np.zeros((3, 3), dtype=bool)
+        has[:1, :1] = True
+        found = table.sel(head=head)
+        expected = has if head.startswith("L0") else np.ones_like(has)
+        for measure in ("match", "shuffled", "rotated"):
+            np.testing.assert_array_equal(np.isfinite(found.sel(measure=measure)), expected)
+        chance = found.chance[0, 0]
+        assert chance[0] == 0
+        assert np.isnan(chance[1:]).all()
 
 
 def test_a_basis_of_the_head_changes_nothing():

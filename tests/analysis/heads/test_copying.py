@@ -155,8 +155,12 @@ def test_what_cannot_be_scored_is_refused(unchecked: None):
     model = HookedAttn(d_vocab=20, d_model=32, n_heads=4, n_ctx=8)
     with pytest.raises(ValueError, match="eigenvalue, olsson"):
         copying_score(model, "ratio")
-    with pytest.raises(ValueError, match=r"n=21.*2 to 20 distinct"):
-        copying_score(model, "olsson", n=21)
+    for n, n_samples in ((1, 1), (21, 1), (20, 0)):
+        with pytest.raises(ValueError, match=rf"n={n} .*2 to 20 distinct"):
+            copying_score(model, "olsson", n=n, n_samples=n_samples)
+    for n in (2, 20):
+        least = copying_score(model, "olsson", n=n, n_samples=1)
+        np.testing.assert_allclose(least.chance, 2 / n - 1)
     with pytest.raises(ValueError, match="no heads"):
         copying_score(zoo.from_config(zoo.config(Conv())))
     with pytest.raises(ValueError, match="no residual stream"):

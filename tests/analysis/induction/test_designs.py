@@ -13,7 +13,7 @@ import torch
 
 from interp.analysis import induction_circuit, repeated_sequence_loss
 from interp.models import MLP, Attention, Conv, HookedAttnAttn, HookedConvAttn
-from interp.results.intervals import ratio_interval
+from interp.results.intervals import ratio_interval, student_t
 from tests.analysis import planted
 
 V, N, SEQUENCES = 30, 10, 5
@@ -521,6 +521,19 @@ def test_the_interval_of_a_ratio_holds_it_as_often_as_it_says():
         )
         hits += low <= 0.5 <= high
     assert 0.92 < hits / 400 < 0.98
+
+
+@pytest.mark.parametrize("n", [2, 3, 9])
+def test_the_interval_of_a_ratio_ends_where_the_difference_is_just_significant(n):
+    random = np.random.default_rng(n)
+    whole = random.normal(5, 0.5, n) if n > 2 else np.array([5.0, 5.1])
+    part = 0.4 * whole + random.normal(0, 0.02, n)
+    bounds = ratio_interval(part.tolist(), whole.tolist())
+    assert bounds[0] < part.mean() / whole.mean() < bounds[1]
+    for ratio in bounds:
+        left = part - ratio * whole
+        error = left.std(ddof=1) / np.sqrt(n)
+        assert abs(left.mean()) / error == pytest.approx(student_t(0.975, n - 1))
 
 
 def test_the_interval_of_a_ratio_needs_a_denominator():

@@ -8,6 +8,7 @@ import torch
 
 from interp.analysis.circuits.head_maps import head_maps
 from interp.analysis.circuits.reads import read_heads, reads
+from interp.analysis.lags.key_geometry import LagGrams, geometry
 from interp.analysis.lags.smeared_keys import detect_smeared_keys
 from interp.models import HookedConvAttn, HookedSmearedAttn
 from interp.views import view
@@ -146,6 +147,43 @@ def test_a_dead_lag_has_share_zero():
         assert (found["lag_share_0"], found["lag_share_1"], found["smear"]) == pytest.approx(
             (1, 0, 1)
         )
+
+
+def of_two_numbers(first, second, between=None):
+    """The geometry of two maps of one number each, whose inner product is `between`."""
+    between = first * second if between is None else between
+    products = torch.tensor([[first**2, between], [between, second**2]]).double()[..., None, None]
+    one, bare = torch.ones(1, 1).double(), products.diagonal()[0, 0][:, None, None]
+    return geometry(LagGrams(products, products, one, bare, bare, 1.0))
+
+
+@pytest.mark.parametrize(("second", "read"), [(2e-6, True), (5e-7, False)])
+def test_a_lag_is_not_read_where_its_square_is_a_millionth_of_a_millionth(second, read):
+    for sizes in ((1.0, second), (second, 1.0)):
+        found = of_two_numbers(*sizes)
+        assert math.isfinite(found.numbers["alignment"]) == read
+        if read:
+            assert found.numbers["alignment"] == pytest.approx(1)
+            assert found.numbers["alignment_null"] == pytest.approx(1)
+        else:
+            assert f"lag {sizes.index(second)} is not read" in found.undefined["alignment"]
+
+
+@pytest.mark.parametrize(("apart", "fits"), [(0.0101, True), (0.0099, False)])
+def test_two_unrelated_maps_within_a_hundredth_of_equal_have_no_common_one(apart, fits):
+    found = of_two_numbers(1.0, math.sqrt(1 - apart), between=0.0)
+    assert found.numbers["smear_fit"] == pytest.approx(1 / (2 - apart))
+    assert ("smear" not in found.undefined) == fits
+    if fits:
+        assert (found.numbers["smear"], found.mixture[1]) == pytest.approx((1, 0))
+
+
+@pytest.mark.parametrize(("apart", "mixes"), [(0.0202, True), (0.0198, False)])
+def test_two_lags_that_cancel_within_a_hundredth_are_a_difference(apart, mixes):
+    found = of_two_numbers(1.0, -(1 - apart))
+    assert ("smear" not in found.undefined) == mixes
+    if mixes:
+        assert found.numbers["smear"] == pytest.approx(1 / apart)
 
 
 def test_random_weights_lie_inside_the_null_band():
