@@ -116,7 +116,8 @@ class OurView(View):
             return mixed.unflatten(3, (len(v), -1)).permute(3, 0, 2, 1, 4).flatten(0, 1)
 
         prefix = f"blocks.{layer}.attn."
-        return [(prefix + "hook_v", at_values), (prefix + "hook_z", at_z)]
+        values = prefix + self.model.attn(layer).value_hook
+        return [(values, at_values), (prefix + "hook_z", at_z)]
 
     def logits(self, tokens: Tokens) -> Logits:
         with undisturbed(self.model):

@@ -245,6 +245,11 @@ class MultiHeadAttention(Mixer):
             return "hook_rot_k"
         return "hook_k" if self.smear is None else "hook_smeared_k"
 
+    @property
+    def value_hook(self) -> str:
+        """The hook point with the values that patterns mix."""
+        return "hook_v"
+
     def forward(
         self, x: Stream, positions: Stream | None = None, key_mask: KeyMask | None = None
     ) -> Stream:
