@@ -1,7 +1,7 @@
 """A model's weights under TransformerLens's names, stacked over the layers that have them."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +17,7 @@ from interp.models.embedding import (
     TiedUnembed,
     Unembed,
 )
-from interp.models.layers import CausalConv, MultiHeadAttention
+from interp.models.layers import MultiHeadAttention
 
 HeadMaps = Float[Tensor, "layer head d_model d_head"]
 OutputMaps = Float[Tensor, "layer head d_head d_model"]
@@ -58,13 +58,13 @@ class WeightsMixin(nn.Module):
             )
         return cast(MultiHeadAttention, self.blocks[layer].attn)
 
-    def conv(self, layer: int) -> CausalConv:
-        """The convolution of one layer; an error names the layers that have one."""
+    def conv(self, layer: int) -> Any:
+        """The convolution of one layer, of whatever kind; an error names those that have one."""
         if layer not in self.conv_layers:
             raise ValueError(
                 f"layer {layer} has no convolution; the conv layers are {self.conv_layers}"
             )
-        return cast(CausalConv, self.blocks[layer].conv)
+        return self.blocks[layer].conv
 
     def _stack_heads(self, name: str, weight: Callable[[MultiHeadAttention], Tensor]) -> Tensor:
         stack = [weight(self.attn(layer)) for layer in self.attention_layers]
