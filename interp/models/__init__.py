@@ -7,6 +7,7 @@ from interp.models.config import ModelConfig as ModelConfig
 from interp.models.layers import MLP as MLP
 from interp.models.layers import Attention as Attention
 from interp.models.layers import Conv as Conv
+from interp.models.layers import GatedConv as GatedConv
 from interp.models.presets import HookedAttn as HookedAttn
 from interp.models.presets import HookedAttnAttn as HookedAttnAttn
 from interp.models.presets import HookedConvAttn as HookedConvAttn

@@ -6,6 +6,7 @@ from interp.models.layers.attention import Attention as Attention
 from interp.models.layers.attention import MultiHeadAttention as MultiHeadAttention
 from interp.models.layers.conv import CausalConv as CausalConv
 from interp.models.layers.conv import Conv as Conv
+from interp.models.layers.gated_conv import GatedConv as GatedConv
 from interp.models.layers.layer import KINDS as KINDS
 from interp.models.layers.layer import LayerSpec as LayerSpec
 from interp.models.layers.layer import Mixer as Mixer
