@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from interp.models import Attention, Conv
 from interp.models.layers import CausalConv
 from interp.models.layers import Conv as ConvSpec
-from interp.models.layers.attention import smear_keys
+from interp.models.layers.attention import smeared
 from tests.models import zoo
 from tests.models.zoo import HEADS, N_CTX, SMEARED, config
 
@@ -117,11 +117,11 @@ def test_a_missing_token_has_no_lag_bias() -> None:
 def test_smearing_by_hand() -> None:
     keys = torch.tensor([1.0, 2.0, 4.0, 8.0]).view(1, 4, 1, 1).expand(1, 4, 2, 1)
     share = torch.tensor([0.75, 1.0])  # the second head keeps its keys
-    smeared = smear_keys(keys, share, None)[0, :, :, 0].T.tolist()
-    assert smeared == [[1, 1.75, 3.5, 7], [1, 2, 4, 8]]
+    mixed = sum(smeared(keys, share, None))[0, :, :, 0].T.tolist()
+    assert mixed == [[1, 1.75, 3.5, 7], [1, 2, 4, 8]]
     mask = torch.tensor([[False, True, True, False]])
     # The first real key, after padding, stays as it is.
-    assert smear_keys(keys, share, mask)[0, 1:3, 0, 0].tolist() == [2, 3.5]
+    assert sum(smeared(keys, share, mask))[0, 1:3, 0, 0].tolist() == [2, 3.5]
 
 
 def test_a_mask_of_another_shape_is_refused(unchecked: None) -> None:

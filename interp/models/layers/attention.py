@@ -1,4 +1,4 @@
-"""Multi-head attention, with optional key smearing and optional rotary positions."""
+"""Multi-head attention; queries, keys and values may mix with those before them, and turn."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +23,7 @@ from interp.models.linear import (
     FrozenNorm,
     LinearChannel,
     Move,
+    Parts,
     maybe_wide,
     wide,
 )
@@ -40,7 +41,12 @@ class Attention(LayerSpec):
         n_heads: heads.
         d_head: width of a head's queries, keys and values; n_heads x d_head need not be d_model.
         smear: give each head a trained scalar that mixes every key with the key before it (Olsson
-            et al. 2022, argument 2).
+            et al. 2022, argument 2): taps (σ(α), 1 - σ(α)) on keys, but for the first key.
+        taps_q: how many tokens each query is made of: 3 are the current one and the two before,
+            each with a trained scalar per channel (a depthwise convolution after the projection,
+            before rotary positions; Primer, Inkling). 1 leaves them as they are.
+        taps_k: the same for keys.
+        taps_v: the same for values.
         causal: False lets a query see later keys.
         output: False leaves out W_O; the heads' values are concatenated into the stream.
         bias: whether there are b_Q, b_K, b_V and, with an output map, b_O.
@@ -60,15 +66,31 @@ class Attention(LayerSpec):
     output: bool = True
     bias: bool = True
     positions: bool = True
+    taps_q: int = 1
+    taps_k: int = 1
+    taps_v: int = 1
     mlp: MLP | None = None
 
     def __post_init__(self) -> None:
         require_positive("Attention", n_heads=self.n_heads, d_head=self.d_head)
+        taps = {"taps_q": self.taps_q, "taps_k": self.taps_k, "taps_v": self.taps_v}
+        require_positive("Attention", **taps)
+        require(
+            not self.smear or self.taps_k == 1,
+            "Attention: smear=True mixes keys with the key before, and so do "
+            f"taps_k={self.taps_k}; choose one of them",
+        )
         flags = {"smear": self.smear, "causal": self.causal, "output": self.output}
         require_flags("Attention", bias=self.bias, positions=self.positions, **flags)
 
     def check(self, index: int, config: "ModelConfig") -> None:
         """Widths fit where they have to, and positions are there to be hidden or turned."""
+        longest = max(self.taps_q, self.taps_k, self.taps_v)
+        require(
+            longest <= config.n_ctx,
+            f"layer {index}: {longest} taps read further back than n_ctx={config.n_ctx}; use at "
+            f"most {config.n_ctx} taps or a longer context",
+        )
         width = self.n_heads * self.d_head
         require(
             self.output or width == config.d_model,
@@ -108,10 +130,11 @@ class Attention(LayerSpec):
         return replace(self, bias=True) if self.affine_norm(config) else self
 
     def multiply_adds(self, d_model: int) -> int:
-        """W_Q, W_K, W_V and W_O, and smearing."""
+        """W_Q, W_K, W_V and W_O, smearing and taps."""
         width = self.n_heads * self.d_head
-        smear = 2 * width if self.smear else 0
-        return smear + d_model * width * (4 if self.output else 3)
+        taps = sum(n for n in (self.taps_q, self.taps_k, self.taps_v) if n > 1)
+        mixed = width * (taps + 2 * self.smear)
+        return mixed + d_model * width * (4 if self.output else 3)
 
     def attention_multiply_adds(self, n_ctx: int) -> float:
         """Queries with keys and patterns with values, for the average number of visible keys."""
@@ -156,28 +179,44 @@ class Rotary(nn.Module):
         return x * self.cos[here] + turned * self.sin[here]
 
 
-def smear_keys(k: Heads, share: Float[Tensor, " head"], key_mask: KeyMask | None) -> Heads:
-    """k'_j = share k_j + (1 - share) k_{j-1} (Olsson et al. 2022, argument 2).
+def tapped(
+    x: Heads, taps: Float[Tensor, "lag head d_head"], key_mask: KeyMask | None
+) -> list[Heads]:
+    """What each lag adds to x'_t = Σ_j c_j ⊙ x_{t-j}; a missing or masked token is zero."""
+    x = x if key_mask is None else x * key_mask[..., None, None]
+    return [_later(x * row, lag) for lag, row in enumerate(taps)]
+
+
+def smeared(k: Heads, share: Float[Tensor, " head"], key_mask: KeyMask | None) -> list[Heads]:
+    """What each lag adds to k'_t = σ k_t + (1 - σ) k_{t-1} (Olsson et al. 2022, argument 2).
 
     The first key, and a key after a padding position, has no predecessor and stays as it is.
     """
-    previous = torch.cat([k[:, :1], k[:, :-1]], dim=1)
-    if key_mask is not None:
-        real = torch.cat([key_mask[:, :1], key_mask[:, :-1]], dim=1)[..., None, None]
-        previous = torch.where(real, previous, k)
+    real = k.new_ones(k.shape[:2]) if key_mask is None else key_mask.to(k)
+    has_previous = _later(real[..., None, None], 1).bool()
     share = share[:, None]
-    return share * k + (1 - share) * previous
+    kept = torch.where(has_previous, share, 1.0)
+    given = torch.where(has_previous, 1 - share, 0.0)
+    return [kept * k, given * _later(k, 1)]
+
+
+def _later(x: Heads, lag: int) -> Heads:
+    return x if lag == 0 else F.pad(x, (0, 0, 0, 0, lag, 0))[:, : x.shape[1]]
 
 
 class MultiHeadAttention(Mixer):
     """z = softmax(q kᵀ / √d_head) v per head, and the heads' z through W_O added up.
 
     Weights are TransformerLens's: `W_Q W_K W_V [head d_model d_head]`, `W_O [head d_head d_model]`,
-    and `smear [head]`, the mixing weight α before the sigmoid. With no output map W_O is a fixed
-    identity. The layer runs the fused kernel; `hook_attn_scores` and `hook_pattern` [batch head
-    query key], `hook_result` [batch pos head d_model] and `hook_log_sum_exp` [batch query head] are
-    computed only when listened to. `hook_log_sum_exp` is for reading: what a hook returns there
-    changes nothing.
+    `smear [head]`, the mixing weight α before the sigmoid, and `taps_Q taps_K taps_V [lag head
+    d_head]`. What is smeared or tapped is at `hook_smeared_q`, `hook_smeared_k`, `hook_smeared_v`,
+    each lag's term of it at `hook_q_lags`, `hook_k_lags`, `hook_v_lags` [batch lag pos head
+    d_head]. With no output map W_O is a fixed identity.
+
+    The layer runs the fused kernel; `hook_attn_scores` and `hook_pattern` [batch head query key],
+    `hook_result` [batch pos head d_model] and `hook_log_sum_exp` [batch query head] are computed
+    only when somebody listens. `hook_log_sum_exp` is for reading: what a hook returns there changes
+    nothing.
     """
 
     slot: ClassVar[str] = "attn"
@@ -195,6 +234,9 @@ class MultiHeadAttention(Mixer):
     b_V: Tensor | None
     b_O: Tensor | None
     smear: Tensor | None
+    taps_Q: Tensor | None  # noqa: N815 - named for the map that they follow
+    taps_K: Tensor | None  # noqa: N815
+    taps_V: Tensor | None  # noqa: N815
     hook_q: HookPoint
     hook_k: HookPoint
     hook_v: HookPoint
@@ -228,50 +270,66 @@ class MultiHeadAttention(Mixer):
             setattr(self, f"hook_{hook}", HookPoint(pos_dim=-3))
         for hook in ["attn_scores", "pattern", "log_sum_exp"]:
             setattr(self, f"hook_{hook}", HookPoint())
-        if spec.smear:
-            self.hook_smeared_k = HookPoint(pos_dim=-3)
+        for channel, taps in zip(CHANNELS, (spec.taps_q, spec.taps_k, spec.taps_v), strict=True):
+            weight = nn.Parameter(_first_alone(taps, heads, width)) if taps > 1 else None
+            self.register_parameter(f"taps_{channel.upper()}", weight)
+            if taps > 1 or (spec.smear and channel == "k"):
+                setattr(self, f"hook_{channel}_lags", HookPoint(pos_dim=-3))
+                setattr(self, f"hook_smeared_{channel}", HookPoint(pos_dim=-3))
         if rotary is not None:
             self.hook_rot_q, self.hook_rot_k = HookPoint(pos_dim=-3), HookPoint(pos_dim=-3)
 
     @property
     def query_hook(self) -> str:
         """The hook point with the queries as they meet the keys."""
-        return "hook_q" if self.rotary is None else "hook_rot_q"
+        return self._last_hook("q") if self.rotary is None else "hook_rot_q"
 
     @property
     def key_hook(self) -> str:
-        """The hook point with the keys as they meet the queries, after smearing and rotation."""
-        if self.rotary is not None:
-            return "hook_rot_k"
-        return "hook_k" if self.smear is None else "hook_smeared_k"
+        """The hook point with the keys as they meet the queries."""
+        return self._last_hook("k") if self.rotary is None else "hook_rot_k"
 
     @property
     def value_hook(self) -> str:
         """The hook point with the values that patterns mix."""
-        return "hook_v"
+        return self._last_hook("v")
+
+    def _last_hook(self, channel: Channel) -> str:
+        mixed = f"hook_smeared_{channel}"
+        return mixed if hasattr(self, mixed) else f"hook_{channel}"
 
     def forward(
         self, x: Stream, positions: Stream | None = None, key_mask: KeyMask | None = None
     ) -> Stream:
         """What the heads write to the stream; `positions` reach queries and keys only."""
         x_qk = x if positions is None or not self.sees_positions else x + positions
-        q = self.hook_q(_project(x_qk, self.W_Q, self.b_Q))
-        k = self.hook_k(_project(x_qk, self.W_K, self.b_K))
-        q, k = self._place(q, k, key_mask)
-        v = self.hook_v(_project(x, self.W_V, self.b_V))
+        q = self._mixed("q", self.hook_q(_project(x_qk, self.W_Q, self.b_Q)), key_mask)
+        k = self._mixed("k", self.hook_k(_project(x_qk, self.W_K, self.b_K)), key_mask)
+        v = self._mixed("v", self.hook_v(_project(x, self.W_V, self.b_V)), key_mask)
+        if self.rotary is not None:
+            q, k = self.hook_rot_q(self.rotary(q)), self.hook_rot_k(self.rotary(k))
         return self._write(self.hook_z(self._attend(q, k, v, Visibility(self.causal, key_mask))))
+
+    def _mixed(self, channel: Channel, x: Heads, key_mask: KeyMask | None) -> Heads:
+        """With those before them, where there are taps or smearing."""
+        taps = getattr(self, f"taps_{channel.upper()}")
+        if taps is not None:
+            terms = tapped(x, taps, key_mask)
+        elif channel == "k" and self.smear is not None:
+            terms = smeared(x, self.smear.sigmoid(), key_mask)
+        else:
+            return x
+        hook_lags = getattr(self, f"hook_{channel}_lags")
+        if hook_lags.is_listened_to():
+            mixed = hook_lags(torch.stack(terms, dim=1)).sum(1)
+        else:
+            mixed = sum(terms[1:], terms[0])
+        return getattr(self, f"hook_smeared_{channel}")(mixed)
 
     def log_sum_exp(self, q: Heads, k: Heads) -> Float[Tensor, "batch query head"]:
         """What `hook_log_sum_exp` hears, from queries and keys as they meet: no values needed."""
         q, k = q.transpose(1, 2), k.transpose(1, 2)
         return kernels.log_sum_exp(q, k, self.causal, self.scale).transpose(1, 2)
-
-    def _place(self, q: Heads, k: Heads, key_mask: KeyMask | None) -> tuple[Heads, Heads]:
-        if self.smear is not None:
-            k = self.hook_smeared_k(smear_keys(k, self.smear.sigmoid(), key_mask))
-        if self.rotary is not None:
-            q, k = self.hook_rot_q(self.rotary(q)), self.hook_rot_k(self.rotary(k))
-        return q, k
 
     def _attend(self, q: Heads, k: Heads, v: Heads, visibility: Visibility) -> Heads:
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -348,8 +406,22 @@ class MultiHeadAttention(Mixer):
             label = f"L{layer}H{head}"
             for channel in CHANNELS:
                 yield Reader(f"{label}.{channel}", channel, Place(prefix + channel, (ALL, head)))
+            for channel, taps in self._lags_of_channels().items():
+                for lag in range(taps):
+                    place = Place(f"{prefix}{channel}_lags", (lag, ALL, head), position_axis=1)
+                    yield Reader(f"{label}.{channel}.lag{lag}", f"{channel} lag", place)
             pattern = Place(f"{prefix}pattern", (head, ALL), position_axis=1)
             yield Reader(f"{label}.pattern", "pattern", pattern)
+
+    def _lags_of_channels(self) -> dict[Channel, int]:
+        """How many tokens queries, keys and values are made of, where it is more than one."""
+        lags: dict[Channel, int] = {}
+        for channel in CHANNELS:
+            if (taps := getattr(self, f"taps_{channel.upper()}")) is not None:
+                lags[channel] = len(taps)
+        if self.smear is not None:
+            lags["k"] = 2
+        return lags
 
     def attending(self, layer: int, norm: FrozenNorm | None, W_pos: Tensor | None) -> Attending:
         """How queries meet keys, and what both and the values are of the stream."""
@@ -386,11 +458,12 @@ class MultiHeadAttention(Mixer):
             bias=None if bias is None else wide(bias[head]),
             positions=maybe_wide(W_pos) if channel != "v" and self.sees_positions else None,
         )
-        if self.smear is None or channel != "k":
-            return plain
-        share = wide(self.smear)[head].sigmoid()
-        parts = {**vars(plain), "computed": f"{name}.hook_smeared_k"}
-        return SmearedKeys(**parts, share=share)
+        mixed = {**vars(plain), "computed": f"{name}.hook_smeared_{channel}"}
+        if (taps := getattr(self, f"taps_{channel.upper()}")) is not None:
+            return Tapped(**mixed, taps=wide(taps)[:, head])
+        if channel == "k" and self.smear is not None:
+            return SmearedKeys(**mixed, share=wide(self.smear)[head].sigmoid())
+        return plain
 
 
 def _project(
@@ -425,3 +498,30 @@ class SmearedKeys(LinearChannel):
         given = (1 - self.share) * move(x.new_ones(1, x.shape[-2], 1), 1)
         yield (1 - given) * x
         yield given * move(x, 1)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Tapped(LinearChannel):
+    """Queries, keys or values with a scalar per channel and lag: x'_t = Σ_j c_j ⊙ x_{t-j}.
+
+    Attributes:
+        taps: c.
+    """
+
+    taps: Float[Tensor, "lag d_head"]
+
+    @property
+    def lags(self) -> int:
+        """As many as there are taps."""
+        return len(self.taps)
+
+    def over_lags(self, x: Parts, move: Move) -> Iterator[Tensor]:
+        """c_j ⊙ x_{t-j}."""
+        return (move(x * row, lag) for lag, row in enumerate(self.taps))
+
+
+def _first_alone(n: int, heads: int, width: int) -> Float[Tensor, "lag head d_head"]:
+    """Taps to begin with: the current token as it is, and nothing of those before."""
+    taps = torch.zeros(n, heads, width)
+    taps[0] = 1
+    return taps
