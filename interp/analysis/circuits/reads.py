@@ -209,9 +209,12 @@ def mean_scales(
         )
     if not factors:
         return MeanScales({}, "no norm")
+    gated = any(not part.is_implied for way in ways for part in (*way.convs, way.end))
     if tokens is not None:
+        # A gate is between two tokens: that of the longest lag needs both.
+        viewed.check_tokens(tokens, at_least=max(way.lags for way in ways) if gated else 1)
         return MeanScales(_means(viewed, factors.values(), tokens), "tokens")
-    if any(not part.is_implied for way in ways for part in (*way.convs, way.end)):
+    if gated:
         raise ValueError(
             f"{head.label} reads through a gated convolution, whose gates depend on the tokens. "
             "Give tokens, and the maps are those at their mean"
@@ -230,7 +233,6 @@ def mean_scales(
 
 
 def _means(viewed: View, factors: Iterable[Freezing], tokens: Tokens) -> Frozen:
-    viewed.check_tokens(tokens, at_least=1)
     factors, totals, counts = tuple(factors), dict[str, Factor](), dict[str, Factor]()
     for some in tokens.split(max(1, TOKENS_AT_ONCE // tokens.shape[1])):
         captured = activations(viewed, some, [factor.hook for factor in factors])

@@ -198,6 +198,12 @@ class Gates(Freezing):
         """By lag and channel."""
         return activation.double().sum((0, 2))[:, None]
 
+    def count(self, activation: Lags) -> Float[Tensor, "lag 1 1"]:
+        """The tokens that have one so far back: where there is none, the gate is 0 and no gate."""
+        batch, lags, n_pos, _ = activation.shape
+        there = (n_pos - torch.arange(lags, device=activation.device)).clamp(min=0)
+        return batch * there.double()[:, None, None]
+
 
 @dataclass(frozen=True, eq=False)
 class LinearGatedConv(LinearLayer):
