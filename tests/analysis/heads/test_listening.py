@@ -155,10 +155,13 @@ def test_no_pattern_is_built_and_nothing_above_the_last_keys_is_run(monkeypatch)
 
 @pytest.mark.parametrize("at_once", [1, 20, 39])
 def test_the_size_of_a_batch_changes_nothing(at_once, monkeypatch):
-    model = measured.build("rotary")
+    model, batches = measured.build("rotary"), []
+    model.add_hook("hook_embed", lambda value, hook: batches.append(len(value)))
     whole = head_scores(model, n=6, n_sequences=7)
+    assert batches == [7]
     monkeypatch.setattr(targets_module, "TOKENS_AT_ONCE", at_once)
     parts = head_scores(model, n=6, n_sequences=7)
+    assert batches[1:] == ([3, 3, 1] if at_once == 39 else [1] * 7)  # of 13 tokens each
     np.testing.assert_allclose(parts.values, whole.values, rtol=0, atol=1e-14)
     np.testing.assert_allclose(parts.standard_error, whole.standard_error, rtol=0, atol=1e-14)
 

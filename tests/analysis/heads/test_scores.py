@@ -196,6 +196,18 @@ def test_a_result_says_where_it_comes_from():
     assert (olsson["copies"], olsson["reduce"]) == (4, "sum")
 
 
+@pytest.mark.parametrize(
+    ("variant", "n", "copies", "n_sequences"),
+    [("stripe", 50, 2, 50), ("olsson", 25, 4, 10), ("tl", 25, 2, 50)],
+)
+def test_each_variant_is_measured_on_the_probe_that_it_is_known_for(
+    variant, n, copies, n_sequences
+):
+    model = HookedConvAttn(d_vocab=100, d_model=8, n_heads=1, n_ctx=101)
+    origin = induction_score(model, variant=variant).provenance
+    assert [origin[key] for key in ("n", "copies", "n_sequences")] == [n, copies, n_sequences]
+
+
 def test_more_tokens_than_the_vocabulary_holds_are_labelled():
     scores = head_scores(measured.build("conv-attn"), n=50, n_sequences=2)
     assert scores.provenance["random_tokens"] == "with replacement"
