@@ -199,6 +199,23 @@ def test_a_change_of_basis_inside_the_heads_and_their_biases_change_nothing():
     np.testing.assert_allclose(composition_scores(model).values, before, atol=1e-8)
 
 
+def test_the_excess_is_over_chance_and_z_is_in_spreads():
+    model = HookedAttnAttn(d_vocab=20, d_model=32, n_heads=4, n_ctx=8)
+    result = composition_scores(model)
+    score, excess, spread, z = (
+        result.sel(measure=measure) for measure in ("score", "excess", "spread", "z")
+    )
+    np.testing.assert_allclose(excess.values, score.values - score.chance, atol=1e-12)
+    np.testing.assert_allclose(z.values, excess.values / spread.values)
+    assert (spread.values > 0).all()
+    # The square of the score has mean 1 / (d_model - 1) in a stream without its mean.
+    np.testing.assert_allclose(score.chance**2 + spread.values**2, 1 / 31, rtol=0.1)
+    for measure in (excess, z):
+        assert (measure.chance == 0).all()
+    for measure in ("spread", "p_corrected"):
+        assert np.isnan(result.sel(measure=measure).chance).all()
+
+
 def test_sixteen_bits_are_computed_in_float32():
     model = HookedAttnAttn(d_vocab=20, d_model=32, n_heads=4, n_ctx=8).bfloat16()
     wide = HookedAttnAttn(d_vocab=20, d_model=32, n_heads=4, n_ctx=8).bfloat16().float()
