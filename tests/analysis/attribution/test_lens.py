@@ -73,11 +73,13 @@ def test_it_is_the_last_norm_and_unembedding_of_each_stream(name):
 
 
 def test_it_ends_at_the_loss_and_averages_over_sequences(monkeypatch):
-    model, tokens = zoo.build("three lags"), zoo.tokens(batch=5)
+    model, tokens, sizes = zoo.build("three lags"), zoo.tokens(batch=5), []
     one_by_one = np.stack([logit_lens(model, row[None]).values for row in tokens])
     at_once = "interp.analysis.attribution.lens.LOGITS_AT_ONCE"
     monkeypatch.setattr(at_once, 2 * zoo.N_CTX * zoo.D_VOCAB)
+    model.add_hook("hook_embed", lambda value, hook: sizes.append(len(value)))
     lens = logit_lens(model, tokens)
+    assert sizes == [2, 2, 1]
     np.testing.assert_allclose(lens.values, one_by_one.mean(0), **EXACT)
     error = one_by_one.std(0, ddof=1) / np.sqrt(5)
     np.testing.assert_allclose(lens.standard_error, error, **EXACT)

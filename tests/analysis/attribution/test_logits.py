@@ -132,13 +132,15 @@ def test_differences_are_between_two_tokens_logits_or_to_the_mean():
 
 
 def test_positions_are_those_asked_for_and_the_error_is_over_sequences(monkeypatch):
-    model, tokens = zoo.build("rms"), zoo.tokens(batch=5)
+    model, tokens, sizes = zoo.build("rms"), zoo.tokens(batch=5), []
     whole = logit_attribution(model, tokens)
     assert whole.labels["position"] == tuple(range(zoo.N_CTX - 1))
     one_by_one = np.stack([logit_attribution(model, row[None]).values for row in tokens])
     error = one_by_one.std(0, ddof=1) / np.sqrt(5)
     monkeypatch.setattr("interp.analysis.attribution.logits.TOKENS_AT_ONCE", 2 * zoo.N_CTX)
+    model.add_hook("hook_embed", lambda value, hook: sizes.append(len(value)))
     some = logit_attribution(model, tokens, positions=[-2, 1])
+    assert sizes == [2, 2, 1]
     assert some.labels["position"] == (zoo.N_CTX - 2, 1)
     np.testing.assert_allclose(some.values, one_by_one.mean(0)[:, [-1, 1]], **EXACT)
     np.testing.assert_allclose(some.standard_error, error[:, [-1, 1]], **EXACT)

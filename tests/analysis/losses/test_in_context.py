@@ -189,9 +189,11 @@ def test_the_model_is_left_as_it_was_found(analysis, error):
 @pytest.mark.parametrize("at_once", [1, 40 * 12 * 2])
 def test_the_size_of_a_batch_changes_nothing(analysis, at_once, monkeypatch):
     model = measured.build("rotary")
-    whole = analysis(model)
+    whole, sizes = analysis(model), []
     monkeypatch.setattr(in_context, "LOGITS_AT_ONCE", at_once)
+    model.add_hook("hook_embed", lambda value, hook: sizes.append(len(value)))
     np.testing.assert_allclose(analysis(model).values, whole.values, rtol=0, atol=1e-13)
+    assert sizes == ([1, 1, 1] if at_once == 1 else [2, 1])
 
 
 def test_bfloat16_losses_are_computed_in_float32():
