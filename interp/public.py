@@ -39,7 +39,7 @@ def attach(
 
     Args:
         package: its `__name__`.
-        renamed: what earlier names are called now; who uses one is told.
+        renamed: what earlier names are called now; who uses one gets the new name.
     """
     homes = offered(package)
     names = sorted(name for name, home in homes.items() if not home.endswith(":"))

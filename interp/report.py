@@ -129,26 +129,26 @@ def write_report(
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory; give the name of a file to write in it")
     model = load(str(model)) if isinstance(model, str | Path) else model
-    seen = view(model)
-    seen.check_predicts_next("loss for the page")
-    n = copy_length(seen.n_ctx)
-    probe = probe_for(seen, n, n_sequences, seed)
+    viewed = view(model)
+    viewed.check_predicts_next("loss for the page")
+    n = copy_length(viewed.n_ctx)
+    probe = probe_for(viewed, n, n_sequences, seed)
     found = Report(
-        model=seen.name,
+        model=viewed.name,
         scores=head_scores(model, n=n, n_sequences=n_sequences, seed=seed),
         repeated=repeated_sequence_loss(model, n=n, n_sequences=n_sequences, seed=seed),
         loss=loss_by_position(model, probe.tokens),
         path=path,
     )
-    _write(found, seen, probe)
+    _write(found, viewed, probe)
     return found
 
 
-def _write(found: Report, seen: View, probe: RepeatedTokens) -> None:
+def _write(found: Report, viewed: View, probe: RepeatedTokens) -> None:
     from interp.plots.page import Section, write_page
 
     layer = int(found.best_head[1:].split("H")[0])
-    pattern = attention_pattern(seen.model, _short_sequence(probe), layer)
+    pattern = attention_pattern(viewed.model, _short_sequence(probe), layer)
     # The view opens on the first head it is given: the one that the page is about.
     heads = sorted(pattern.labels["head"], key=lambda head: head != found.best_head)
     sections = [
@@ -164,7 +164,8 @@ def _write(found: Report, seen: View, probe: RepeatedTokens) -> None:
         Section(
             "What it does for the predictions",
             "Random tokens cannot be predicted, but their repetition can. A model with induction "
-            f"heads pays less for the second copy than for the first. {_why_so_much(found, seen)}",
+            "heads pays less for the second copy than for the first. "
+            + _why_so_much(found, viewed),
             [found.loss.plot(), found.repeated.plot()],
         ),
         Section(
@@ -179,9 +180,9 @@ def _write(found: Report, seen: View, probe: RepeatedTokens) -> None:
     write_page(found.path, f"{found.model}: what its heads copy", sections, lead=found.sentence())
 
 
-def _why_so_much(found: Report, seen: View) -> str:
-    first, chance = float(found.repeated.sel(measure="first_copy_loss")), math.log(seen.d_vocab)
-    uniform = f"Uniform guesses would cost ln({seen.d_vocab:,}) = {chance:.2f} nats"
+def _why_so_much(found: Report, viewed: View) -> str:
+    first, chance = float(found.repeated.sel(measure="first_copy_loss")), math.log(viewed.d_vocab)
+    uniform = f"Uniform guesses would cost ln({viewed.d_vocab:,}) = {chance:.2f} nats"
     if first < chance + 0.01:
         return f"{uniform}; the first copy costs {first:.2f}."
     return (

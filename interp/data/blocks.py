@@ -257,8 +257,8 @@ def _write(file: Path, documents: _Grouped, tokenizer: PreTrainedTokenizerFast, 
     dtype = "uint16" if len(tokenizer) <= np.iinfo(np.uint16).max + 1 else "int32"
     columns = {"input_ids": List(Value(dtype), length=n_ctx), "group": Value("string")}
     schema = Features(columns).arrow_schema
-    told = iter(tqdm(documents, desc="packing", unit=" documents", disable=None))
-    blocks = _cut(told, tokenizer, n_ctx)
+    shown = iter(tqdm(documents, desc="packing", unit=" documents", disable=None))
+    blocks = _cut(shown, tokenizer, n_ctx)
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         while some := list(islice(blocks, _BLOCKS_AT_ONCE)):
             tokens, groups = zip(*some, strict=True)

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 BOS, PAD, UNK = "<|bos|>", "<|pad|>", "<|unk|>"
 SPECIAL_TOKENS = {"bos_token": BOS, "eos_token": BOS, "pad_token": PAD}
-"""What `PreTrainedTokenizerFast(tokenizer_file=..., **SPECIAL_TOKENS)` needs to be told."""
+"""What `PreTrainedTokenizerFast(tokenizer_file=..., **SPECIAL_TOKENS)` needs to know."""
 
 _BYTES = 256
 

@@ -31,7 +31,7 @@ class HookPoint(_HookPoint):
         return x
 
     def is_listened_to(self) -> bool:
-        """Whether any hook is attached, so that what it hears has to be computed."""
+        """Whether any hook is attached, so that what it holds has to be computed."""
         return bool(self.fwd_hooks or self.bwd_hooks)
 
 
@@ -43,7 +43,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 @contextmanager
 def without_hooks(model: Any) -> Iterator[None]:
-    """Whoever else has hooked the model neither hears what is run inside, nor changes it."""
+    """What others have hooked neither sees what is run inside, nor changes it."""
     points = [point for point in model.hook_dict.values() if point.fwd_hooks]
     hooks = [(point, point._forward_hooks, point.fwd_hooks) for point in points]
     try:

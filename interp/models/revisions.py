@@ -186,8 +186,8 @@ def told_by_recipe(directory: Path) -> dict[str, Any]:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
-    told = {"architecture": "architecture", "training_seed": "seed", "corpus": "corpus"}
-    origin = {ours: recipe[theirs] for ours, theirs in told.items() if theirs in recipe}
+    names = {"architecture": "architecture", "training_seed": "seed", "corpus": "corpus"}
+    origin = {ours: recipe[theirs] for ours, theirs in names.items() if theirs in recipe}
     if "batch_size" in recipe and "n_ctx" in recipe:
         origin["tokens_per_step"] = recipe["batch_size"] * recipe["n_ctx"]
     return origin

@@ -187,7 +187,7 @@ PATIENCE = timedelta(days=1)
 
 
 def processes() -> PartialState:
-    """Those that train together, by what `accelerate launch` or `torchrun` told this one."""
+    """Those that train together, by what `accelerate launch` or `torchrun` set for this one."""
     return PartialState(cpu=_on_cpu(), timeout=PATIENCE)
 
 

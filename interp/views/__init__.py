@@ -11,7 +11,7 @@ from interp.models.sequence import HookedSequenceModel
 from interp.views.bridge import BridgeView
 from interp.views.entries import Entries as Entries
 from interp.views.ours import OurView
-from interp.views.protocol import EverythingHeard as EverythingHeard
+from interp.views.protocol import EverythingCaptured as EverythingCaptured
 from interp.views.protocol import Hook as Hook
 from interp.views.protocol import Start as Start
 from interp.views.protocol import View as View

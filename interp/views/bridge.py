@@ -16,7 +16,7 @@ from interp.models.linear import Channel, FrozenNorm, LinearChannel, maybe_wide,
 from interp.models.shapes import Logits, Scores, Stream, Tokens
 from interp.views.entries import Entries, entries_of
 from interp.views.outputs import Outputs, OutputsOfLogits, at_positions
-from interp.views.protocol import Ear, Hear, Hook, Start, View
+from interp.views.protocol import Hook, ReadEntries, ReadHook, Start, View
 
 OUT_MULTIPLIERS = {"attn": "attention_out_multiplier", "mamba": "ssm_out_multiplier"}
 """What Falcon-H1's config multiplies with what its mixers give, after their hook points."""
@@ -324,7 +324,7 @@ class BridgeView(View):
         visible: dict[int, Tensor] = {}
         queries, keys = torch.ones(n_pos, n_pos).nonzero(as_tuple=True)
 
-        def hear(layer: int, entries: Entries) -> None:
+        def read(layer: int, entries: Entries) -> None:
             paid = entries(queries, keys) > 0
             visible[layer] = paid.any(0).any(0).view(n_pos, n_pos).cpu()
 
@@ -334,7 +334,7 @@ class BridgeView(View):
         names = {f"blocks.{layer}.attn.q.hook_out" for layer in self.heads} & set(self.hooks)
         tokens = torch.full((1, n_pos), self._ordinary_token)
         with without_hooks(self.model):
-            self.listen_to_attention(tokens, hear, hooks=[(name, silence) for name in names])
+            self.read_attention(tokens, read, hooks=[(name, silence) for name in names])
         return visible
 
     @property
@@ -383,11 +383,11 @@ class BridgeView(View):
     def _place(self, tokens: Tokens) -> Tokens:
         return tokens.to(next(self.model.parameters()).device)
 
-    def _run_with_ears(
+    def _run_with_read_hooks(
         self,
         tokens: Tokens,
         layers: Sequence[int],
-        hear: Hear,
+        read: ReadEntries,
         start: Start | None,
         hooks: Sequence[Hook],
     ) -> None:
@@ -396,13 +396,15 @@ class BridgeView(View):
         def at_pattern(layer: int, pattern: Scores) -> None:
             self._check_pattern(layer, silent.pop(layer), pattern)
             self._refuse_silence([lower for lower in silent if lower < layer])
-            hear(layer, entries_of(pattern))
+            read(layer, entries_of(pattern))
 
-        def ear(layer: int) -> Ear:
+        def read_hook(layer: int) -> ReadHook:
             return self._pattern(layer), lambda pattern, hook: at_pattern(layer, pattern)
 
-        ears = [ear(layer) for layer in layers]
-        self.model.run_with_hooks(self._place(tokens), fwd_hooks=[*hooks, *ears], return_type=None)
+        read_hooks = [read_hook(layer) for layer in layers]
+        self.model.run_with_hooks(
+            self._place(tokens), fwd_hooks=[*hooks, *read_hooks], return_type=None
+        )
         self._refuse_silence(list(silent))
 
     def _check_pattern(self, layer: int, n_heads: int, pattern: Scores) -> None:
@@ -420,10 +422,10 @@ class BridgeView(View):
             )
 
     def _silence(self, names: Sequence[str]) -> str:
-        told = super()._silence(names)
+        message = super()._silence(names)
         if not any(name.endswith(("pattern", "attn_scores")) for name in names):
-            return told
-        return f'{told}; load the Hugging Face model with attn_implementation="eager"'
+            return message
+        return f'{message}; load the Hugging Face model with attn_implementation="eager"'
 
     def _no_heads(self) -> str:
         whole = [layer for layer in range(self.n_layers) if not self.written_by(layer)]

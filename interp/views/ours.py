@@ -14,7 +14,7 @@ from interp.models.sequence import HookedSequenceModel
 from interp.models.shapes import Heads, Logits, Scores, Stream, Tokens
 from interp.views.entries import entries_from_parts, entries_of
 from interp.views.outputs import Outputs, OutputsOfStream, at_positions
-from interp.views.protocol import Ear, Hear, Hook, Start, View
+from interp.views.protocol import Hook, ReadEntries, ReadHook, Start, View
 from interp.views.replay import run_from
 
 
@@ -104,14 +104,14 @@ class OurView(View):
         return self.model.attn(layer).b_O
 
     def held_patterns(self, layer: int, pattern: Scores) -> list[Hook]:
-        heard: dict[str, Heads] = {}
+        captured: dict[str, Heads] = {}
 
         def at_values(v: Heads, hook: Any) -> None:
-            heard["v"] = v
+            captured["v"] = v
 
         def at_z(z: Heads, hook: Any) -> Heads:
             # All copies of a sequence share one pattern: one product serves them all.
-            v = heard.pop("v").unflatten(0, (-1, len(pattern)))
+            v = captured.pop("v").unflatten(0, (-1, len(pattern)))
             mixed = pattern @ v.permute(1, 3, 2, 0, 4).flatten(3)
             return mixed.unflatten(3, (len(v), -1)).permute(3, 0, 2, 1, 4).flatten(0, 1)
 
@@ -141,42 +141,46 @@ class OurView(View):
             return self.model(tokens, stop_at_layer=stop)
         return run_from(self.model, start, stop)
 
-    def _run_with_ears(
+    def _run_with_read_hooks(
         self,
         tokens: Tokens,
         layers: Sequence[int],
-        hear: Hear,
+        read: ReadEntries,
         start: Start | None,
         hooks: Sequence[Hook],
     ) -> None:
         last = layers[-1]
         with self.model.hooks(fwd_hooks=list(hooks)):
-            # Only now can it be told whether anybody changes the patterns.
-            ears = [ear for layer in layers for ear in self._ears(layer, layer == last, hear)]
-            with self.model.hooks(fwd_hooks=[*ears]):
+            # Only now is it known whether anybody changes the patterns.
+            read_hooks = [
+                read_hook
+                for layer in layers
+                for read_hook in self._read_hooks(layer, layer == last, read)
+            ]
+            with self.model.hooks(fwd_hooks=[*read_hooks]):
                 self._stream(tokens, start, last + 1)
 
-    def _ears(self, layer: int, is_last: bool, hear: Hear) -> list[Ear]:
+    def _read_hooks(self, layer: int, is_last: bool, read: ReadEntries) -> list[ReadHook]:
         attn, prefix = self.model.attn(layer), f"blocks.{layer}.attn."
         changed = attn.hook_pattern.is_listened_to() or attn.hook_attn_scores.is_listened_to()
         if changed or self.keeps_gradients:
             # Somebody may be changing the pattern: read what the layer really uses.
-            return [(prefix + "hook_pattern", lambda p, hook: hear(layer, entries_of(p)))]
-        heard: dict[str, Heads] = {}
+            return [(prefix + "hook_pattern", lambda p, hook: read(layer, entries_of(p)))]
+        captured: dict[str, Heads] = {}
 
         def at_queries(q: Heads, hook: Any) -> None:
-            heard["q"] = q
+            captured["q"] = q
 
         def at_keys(k: Heads, hook: Any) -> None:
-            heard["k"] = k
+            captured["k"] = k
             if is_last:  # what the layer would make of its values is nobody's concern
-                at_sum(attn.log_sum_exp(heard["q"], k), hook)
+                at_sum(attn.log_sum_exp(captured["q"], k), hook)
 
         def at_sum(lse: Float[Tensor, "batch query head"], hook: Any) -> None:
-            hear(layer, entries_from_parts(attn, heard["q"], heard["k"], lse))
+            read(layer, entries_from_parts(attn, captured["q"], captured["k"], lse))
 
-        ears: list[Ear] = [
+        read_hooks: list[ReadHook] = [
             (prefix + attn.query_hook, at_queries),
             (prefix + attn.key_hook, at_keys),
         ]
-        return ears if is_last else [*ears, (prefix + "hook_log_sum_exp", at_sum)]
+        return read_hooks if is_last else [*read_hooks, (prefix + "hook_log_sum_exp", at_sum)]

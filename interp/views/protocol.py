@@ -28,8 +28,8 @@ from interp.views.entries import Entries, Index
 from interp.views.outputs import Outputs
 from interp.views.sums import sums_of
 
-Hear = Callable[[int, Entries], None]
-Ear = tuple[str, Callable[..., None]]
+ReadEntries = Callable[[int, Entries], None]
+ReadHook = tuple[str, Callable[..., None]]
 Hook = tuple[str, Callable[..., Tensor | None]]
 """The name of a hook point, and a function of the activation and the hook point, as
 `model.hooks(fwd_hooks=...)` takes them."""
@@ -38,7 +38,7 @@ Hook = tuple[str, Callable[..., Tensor | None]]
 HEAD = re.compile(r"L([0-9]+)H([0-9]+)")
 
 
-class EverythingHeard(Exception):  # noqa: N818 - a signal, no error
+class EverythingCaptured(Exception):  # noqa: N818 - a signal, no error
     """Raised in a hook, and caught where the model is run: nothing above is worth computing."""
 
 
@@ -50,7 +50,7 @@ def keeping(names: Collection[str], kept: dict[str, Tensor], stop: bool = False)
     Args:
         names: the hook points.
         kept: what it is put in, by name.
-        stop: whether the pass ends with the last of them (`EverythingHeard`).
+        stop: whether the pass ends with the last of them (`EverythingCaptured`).
     """
 
     def keeper(name: str) -> Hook:
@@ -60,7 +60,7 @@ def keeping(names: Collection[str], kept: dict[str, Tensor], stop: bool = False)
                 activation = activation.detach().requires_grad_()
             kept[name] = activation
             if stop and len(kept) == len(names):
-                raise EverythingHeard
+                raise EverythingCaptured
             # A bridge may show another form of what goes on: what is kept has to go on itself.
             return activation if differentiated else None
 
@@ -386,7 +386,7 @@ class View(ABC):
         kept: dict[str, Tensor] = {}
         if names:
             keepers = keeping(names, kept, stop=True)
-            with suppress(EverythingHeard):
+            with suppress(EverythingCaptured):
                 self.outputs(tokens, positions=(0,), start=start, hooks=[*hooks, *keepers])
         if silent := sorted(set(names) - set(kept)):
             raise ValueError(self._silence(silent))
@@ -399,36 +399,36 @@ class View(ABC):
         return f"{self.name}: nothing was computed at {', '.join(names)}"
 
     @abstractmethod
-    def _run_with_ears(
+    def _run_with_read_hooks(
         self,
         tokens: Tokens,
         layers: Sequence[int],
-        hear: Hear,
+        read: ReadEntries,
         start: Start | None,
         hooks: Sequence[Hook],
     ) -> None:
-        """Run the model and call `hear` for these layers, from the lowest to the highest."""
+        """Run the model and call `read` for these layers, from the lowest to the highest."""
 
-    def listen_to_attention(
+    def read_attention(
         self,
         tokens: Tokens,
-        hear: Hear,
+        read: ReadEntries,
         *,
         layers: Collection[int] | None = None,
         start: Start | None = None,
         hooks: Sequence[Hook] = (),
     ) -> None:
-        """Run the model and let `hear(layer, entries)` read the attention of each layer in turn.
+        """Run the model and let `read(layer, entries)` have the attention of each layer in turn.
 
         Entries can be read during the call only: no pattern is kept. Once the last layer's are
         read the model stops, and nothing above them is computed.
 
         Args:
             tokens: `[batch pos]`.
-            hear: is called for each layer, from the lowest to the highest.
+            read: is called for each layer, from the lowest to the highest.
             layers: the layers to listen to; all that have heads.
             start: where to begin, if not at the tokens.
-            hooks: what else to run under: they come before what is heard.
+            hooks: what else to run under: they come before what is read.
 
         Raises:
             ValueError: the model has no heads.
@@ -437,13 +437,13 @@ class View(ABC):
             raise ValueError(self._no_heads())
         layers = sorted(self.heads if layers is None else layers)
 
-        def hear_and_stop(layer: int, entries: Entries) -> None:
-            hear(layer, entries)
+        def read_and_stop(layer: int, entries: Entries) -> None:
+            read(layer, entries)
             if layer == layers[-1]:
-                raise EverythingHeard
+                raise EverythingCaptured
 
-        with self.running(), suppress(EverythingHeard):
-            self._run_with_ears(tokens, layers, hear_and_stop, start, hooks)
+        with self.running(), suppress(EverythingCaptured):
+            self._run_with_read_hooks(tokens, layers, read_and_stop, start, hooks)
 
     def uniform(
         self, layer: int, queries: Index, keys: Index, n_pos: int

@@ -45,42 +45,42 @@ class Sums:
 _known: "WeakKeyDictionary[Any, tuple[object, Sums]]" = WeakKeyDictionary()
 
 
-def sums_of(seen: "View") -> Sums:
+def sums_of(viewed: "View") -> Sums:
     """What is wrong, found by one short run; kept until a weight changes."""
-    weights = tuple((id(weight), weight._version) for weight in seen.model.parameters())
-    known = _known.get(seen.model)
+    weights = tuple((id(weight), weight._version) for weight in viewed.model.parameters())
+    known = _known.get(viewed.model)
     if known is None or known[0] != weights:
-        known = weights, _measured(seen)
-        _known[seen.model] = known
+        known = weights, _measured(viewed)
+        _known[viewed.model] = known
     return known[1]
 
 
-def _measured(seen: "View") -> Sums:
+def _measured(viewed: "View") -> Sums:
     generator = torch.Generator().manual_seed(0)
-    n_pos = min(N_TOKENS, seen.n_ctx)
-    tokens = torch.randint(seen.d_vocab, (1, n_pos), generator=generator)
-    layers = range(seen.n_layers)
+    n_pos = min(N_TOKENS, viewed.n_ctx)
+    tokens = torch.randint(viewed.d_vocab, (1, n_pos), generator=generator)
+    layers = range(viewed.n_layers)
     names = {f"blocks.{layer}.hook_resid_{end}" for layer in layers for end in ("pre", "post")}
-    names |= {writer.hook for writer in seen.writers}
-    names |= {f"blocks.{layer}.attn.hook_z" for layer in seen.heads}
-    with without_hooks(seen.model):  # the description is of the model alone
-        found = _heard(seen, tokens, names)
+    names |= {writer.hook for writer in viewed.writers}
+    names |= {f"blocks.{layer}.attn.hook_z" for layer in viewed.heads}
+    with without_hooks(viewed.model):  # the description is of the model alone
+        found = _captured(viewed, tokens, names)
         sums = Sums()
         for layer in (-1, *layers):
-            if wrong := _wrong(seen, layer, found):
+            if wrong := _wrong(viewed, layer, found):
                 sums.layers[layer] = wrong
-        for layer, wrong in _entangled(seen, tokens, found):
+        for layer, wrong in _entangled(viewed, tokens, found):
             sums.layers.setdefault(layer, wrong)
-    for layer in seen.heads:
-        _check_heads(seen, layer, found, sums)
+    for layer in viewed.heads:
+        _check_heads(viewed, layer, found, sums)
     return sums
 
 
-def _wrong(seen: "View", layer: int, found: Mapping[str, Tensor]) -> str | None:
+def _wrong(viewed: "View", layer: int, found: Mapping[str, Tensor]) -> str | None:
     """What is wrong with the writers of a layer."""
     first, last = f"blocks.{layer}.hook_resid_pre", f"blocks.{layer}.hook_resid_post"
     ends = ["blocks.0.hook_resid_pre"] if layer < 0 else [first, last]
-    writers = of_layer(seen.writers, layer)
+    writers = of_layer(viewed.writers, layer)
     if silent := [name for name in ends if name not in found]:
         return f"nothing is computed at {silent[0]}, so what is added there is not known"
     if silent := [writer.hook for writer in writers if writer.hook not in found]:
@@ -118,34 +118,34 @@ def _gap(terms: Sequence[Tensor], added: Tensor, stream: Tensor) -> float | None
 
 
 def _entangled(
-    seen: "View", tokens: Tensor, found: Mapping[str, Tensor]
+    viewed: "View", tokens: Tensor, found: Mapping[str, Tensor]
 ) -> Iterator[tuple[int, str]]:
     """Layers in which writers that should read side by side read one another."""
-    sides = [list(side) for _, side in groupby(seen.writers, lambda writer: writer.reads)]
+    sides = [list(side) for _, side in groupby(viewed.writers, lambda writer: writer.reads)]
     sides = [side for side in sides if side[0].layer >= 0 and len(side) > 1]
     sides = [side for side in sides if all(writer.hook in found for writer in side)]
-    pre = {f"blocks.{layer}.hook_resid_pre" for layer in range(seen.n_layers)} & set(found)
+    pre = {f"blocks.{layer}.hook_resid_pre" for layer in range(viewed.n_layers)} & set(found)
     for number in range(max(map(len, sides), default=0)):
         zeroed = {side[number].hook for side in sides if number < len(side)}
         hooks = [(name, _put(found[name])) for name in pre]
         hooks += [(name, _put(torch.zeros_like(found[name]))) for name in zeroed]
         others = [(w, side[number]) for side in sides if number < len(side) for w in side]
         others = [(writer, source) for writer, source in others if writer != source]
-        changed = _heard(seen, tokens, {writer.hook for writer, _ in others}, hooks)
+        changed = _captured(viewed, tokens, {writer.hook for writer, _ in others}, hooks)
         for writer, source in others:
             was, now = found[writer.hook], changed[writer.hook]
             if _gap([was], now, now) is not None:
                 yield writer.layer, f"{writer.label} reads what {source.label} writes in it"
 
 
-def _check_heads(seen: "View", layer: int, found: Mapping[str, Tensor], sums: Sums) -> None:
+def _check_heads(viewed: "View", layer: int, found: Mapping[str, Tensor], sums: Sums) -> None:
     z = found.get(f"blocks.{layer}.attn.hook_z")
-    attn = [writer for writer in of_layer(seen.writers, layer) if writer.kind == "attn"]
+    attn = [writer for writer in of_layer(viewed.writers, layer) if writer.kind == "attn"]
     if z is None:
         sums.heads[layer] = f"nothing is computed at blocks.{layer}.attn.hook_z"
         return
-    if z.ndim != 4 or z.shape[2] != seen.heads[layer]:
-        wrong = f"it computes {z.shape[2]} heads, and its description has {seen.heads[layer]}"
+    if z.ndim != 4 or z.shape[2] != viewed.heads[layer]:
+        wrong = f"it computes {z.shape[2]} heads, and its description has {viewed.heads[layer]}"
         sums.counts[layer] = sums.heads[layer] = wrong
         return
     if not attn or attn[0].hook not in found:
@@ -153,7 +153,7 @@ def _check_heads(seen: "View", layer: int, found: Mapping[str, Tensor], sums: Su
         return
     term = found[attn[0].hook]
     try:
-        W_O, b_O = seen.output_map(layer).detach().to(z.device), seen.output_bias(layer)
+        W_O, b_O = viewed.output_map(layer).detach().to(z.device), viewed.output_bias(layer)
     except (AttributeError, RuntimeError, ValueError) as error:  # TransformerLens cannot read it
         sums.heads[layer] = f"W_O is not to be had: {error}".rstrip(".")
         return
@@ -176,8 +176,8 @@ def _put(value: Tensor) -> Any:
     return lambda activation, hook: value.to(activation.device)
 
 
-def _heard(
-    seen: "View", tokens: Tensor, names: set[str], hooks: Sequence[Any] = ()
+def _captured(
+    viewed: "View", tokens: Tensor, names: set[str], hooks: Sequence[Any] = ()
 ) -> dict[str, Tensor]:
     """What is computed at these hook points; those that stay silent are missing."""
     found: dict[str, Tensor] = {}
@@ -189,6 +189,6 @@ def _heard(
 
         return name, keep
 
-    keepers = [keeper(name) for name in sorted(names & set(seen.hooks))]
-    seen.outputs(tokens, positions=(0,), hooks=[*hooks, *keepers])
+    keepers = [keeper(name) for name in sorted(names & set(viewed.hooks))]
+    viewed.outputs(tokens, positions=(0,), hooks=[*hooks, *keepers])
     return found

@@ -26,7 +26,7 @@ def heard_by(model: Any, tokens: Tensor) -> dict[int, list[Tensor]]:
         asked = ((QUERIES, KEYS), (later, later - 1), (later, first))
         heard[layer] = [entries(*pair).clone() for pair in asked]
 
-    view(model).listen_to_attention(tokens, hear)
+    view(model).read_attention(tokens, hear)
     return heard
 
 
@@ -84,7 +84,7 @@ def test_modes_come_back_after_an_error() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        view(model).listen_to_attention(zoo.tokens(), fail)
+        view(model).read_attention(zoo.tokens(), fail)
     assert all(module.training for module in model.modules())
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
     with undisturbed(model):

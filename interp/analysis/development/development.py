@@ -193,15 +193,15 @@ def _stacked(results: Mapping[Label, Result], axis: str, origin: Mapping[str, An
 
 def _provenance(results: Mapping[Label, Result], axis: str) -> dict[str, Any]:
     """What all results say alike; what they say differently by step, and of samples not at all."""
-    told: dict[str, Any] = {}
+    agreed: dict[str, Any] = {}
     for key in dict.fromkeys(key for result in results.values() for key in result.provenance):
         said = {str(label): result.provenance.get(key) for label, result in results.items()}
         first, *others = said.values()
         if all(other == first for other in others):
-            told[key] = first
+            agreed[key] = first
         elif axis == "step":
-            told[key] = said
-    return told
+            agreed[key] = said
+    return agreed
 
 
 def tokens_at(result: Result) -> Float64[np.ndarray, " step"]:

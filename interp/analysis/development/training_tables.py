@@ -206,7 +206,7 @@ def _label(name: str) -> Any:
 def _origin(rows: pd.DataFrame, has_errors: bool) -> dict[str, Any]:
     """What all rows say alike of their run, and how many tokens a step of it read."""
     first = rows.iloc[0]
-    told = {ours: first[column] for ours, column in ORIGIN.items() if column in rows}
+    origin = {ours: first[column] for ours, column in ORIGIN.items() if column in rows}
     later = rows.loc[rows["step"] > 0]
     rates = sorted({n / step for n, step in zip(later["tokens"], later["step"], strict=True)})
     if len(rates) > 1:
@@ -214,8 +214,8 @@ def _origin(rows: pd.DataFrame, has_errors: bool) -> dict[str, Any]:
             f"run {first['run']!r} reads {rates[0]:g} to {rates[-1]:g} tokens in a step; it must "
             "be as many at every step"
         )
-    told["tokens_per_step"] = rates[0] if rates else None
-    known = {name: _plain(value) for name, value in told.items() if pd.notna(value)}
+    origin["tokens_per_step"] = rates[0] if rates else None
+    known = {name: _plain(value) for name, value in origin.items() if pd.notna(value)}
     if "n_groups" in known:
         known["errors"] = "over group means"
     elif first.get("analysis") in ON_TEXT:

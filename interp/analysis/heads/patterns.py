@@ -33,45 +33,45 @@ def attention_pattern(model: Any, tokens: Tokens, layer: int) -> Result:
     >>> pattern.values.shape, bool(np.allclose(pattern.values.sum(-1), 1))
     ((2, 5, 5), True)
     """
-    seen = view(model)
-    seen.check_tokens(tokens, at_least=1)
+    viewed = view(model)
+    viewed.check_tokens(tokens, at_least=1)
     n_pos = tokens.shape[1]
     if tokens.shape[0] != 1 or n_pos > LONGEST:
         raise ValueError(
             f"tokens have shape {tuple(tokens.shape)}, but a pattern is drawn of one sequence of "
             f"at most {LONGEST} tokens; give tokens[:1, :{LONGEST}]"
         )
-    if layer not in seen.heads:
+    if layer not in viewed.heads:
         raise ValueError(
-            f"layer {layer} has no heads; the layers that have are {tuple(seen.heads)}"
+            f"layer {layer} has no heads; the layers that have are {tuple(viewed.heads)}"
         )
-    seen.check_finite()
-    pattern = np.zeros((seen.heads[layer], n_pos, n_pos))
-    visible = torch.ones(n_pos, n_pos).tril() if seen.causal(layer) else torch.ones(n_pos, n_pos)
+    viewed.check_finite()
+    pattern = np.zeros((viewed.heads[layer], n_pos, n_pos))
+    visible = torch.ones(n_pos, n_pos).tril() if viewed.causal(layer) else torch.ones(n_pos, n_pos)
     queries, keys = visible.nonzero(as_tuple=True)
 
-    def hear(heard_layer: int, entries: Entries) -> None:
-        if heard_layer == layer:
+    def read(captured_layer: int, entries: Entries) -> None:
+        if captured_layer == layer:
             pattern[:, queries.numpy(), keys.numpy()] = (
                 entries(queries, keys)[0].double().cpu().numpy()
             )
 
-    seen.listen_to_attention(tokens, hear)
+    viewed.read_attention(tokens, read)
     positions = tuple(range(n_pos))
     return Result(
         "attention_pattern",
         pattern,
         ("head", "query", "key"),
         labels={
-            "head": tuple(f"L{layer}H{head}" for head in range(seen.heads[layer])),
+            "head": tuple(f"L{layer}H{head}" for head in range(viewed.heads[layer])),
             "query": positions,
             "key": positions,
         },
         unit="probability",
         provenance={
-            "model": seen.name,
+            "model": viewed.name,
             "tokens": tokens[0].tolist(),
-            "words": seen.words(tokens[0].tolist()),
+            "words": viewed.words(tokens[0].tolist()),
             "versions": versions(),
         },
     )

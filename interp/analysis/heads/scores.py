@@ -71,13 +71,13 @@ def induction_score(
     """
     _check_choice("variant", variant, Variant)
     _check_choice("reduce", reduce, Reduce)
-    seen = view(model)
+    viewed = view(model)
     if exclude is None:
-        exclude = common_and_rare(seen.d_vocab) if variant == "olsson" else ()
+        exclude = common_and_rare(viewed.d_vocab) if variant == "olsson" else ()
     defaults = {"stripe": (50, 2, 50), "olsson": (25, 4, 10), "tl": (25, 2, 50)}
     default_n, copies, default_sequences = defaults[variant]
     probe = probe_for(
-        seen,
+        viewed,
         default_n if n is None else n,
         default_sequences if n_sequences is None else n_sequences,
         seed,
@@ -86,8 +86,8 @@ def induction_score(
     )
     target = _induction_target(probe, variant, reduce)
     chosen = {"variant": variant, "reduce": reduce} if variant == "olsson" else {"variant": variant}
-    origin = {**origin_of(seen, probe), **chosen}
-    scores = measure(seen, probe.tokens, {"induction": target}, "induction_score", origin)
+    origin = {**origin_of(viewed, probe), **chosen}
+    scores = measure(viewed, probe.tokens, {"induction": target}, "induction_score", origin)
     return scores.sel(score="induction")
 
 
@@ -124,8 +124,8 @@ def head_scores(
     >>> head_scores(model, n=20, n_sequences=4).values.shape
     (4, 4)
     """
-    seen = view(model)
-    probe = probe_for(seen, n, n_sequences, seed, exclude=exclude)
+    viewed = view(model)
+    probe = probe_for(viewed, n, n_sequences, seed, exclude=exclude)
     later = range(1, probe.tokens.shape[1])
     targets = {
         "induction": stripe(probe.positions(1), offset=n - 1),
@@ -133,7 +133,7 @@ def head_scores(
         "duplicate_token": stripe(probe.positions(1), offset=n),
         "first_token": column(later, key=0),
     }
-    return measure(seen, probe.tokens, targets, "head_scores", origin_of(seen, probe))
+    return measure(viewed, probe.tokens, targets, "head_scores", origin_of(viewed, probe))
 
 
 def previous_token_score(
@@ -156,12 +156,12 @@ def previous_token_score(
             raise ValueError("groups are of tokens that are handed in, and there are none")
         scores = head_scores(model, n=n, n_sequences=n_sequences, seed=seed)
         return scores.sel(score="previous_token")
-    seen = view(model)
-    seen.check_tokens(tokens)
+    viewed = view(model)
+    viewed.check_tokens(tokens)
     sampling = Sampling.of(groups, len(tokens))
     target = stripe(range(1, tokens.shape[1]), offset=1)
-    origin, name = handed_in(seen, tokens, sampling), "previous_token_score"
-    scores = measure(seen, tokens, {"previous_token": target}, name, origin, sampling)
+    origin, name = handed_in(viewed, tokens, sampling), "previous_token_score"
+    scores = measure(viewed, tokens, {"previous_token": target}, name, origin, sampling)
     return scores.sel(score="previous_token")
 
 

@@ -47,7 +47,7 @@ def column(queries: Iterable[int], key: int) -> Target:
 
 
 def measure(
-    seen: View,
+    viewed: View,
     tokens: Tokens,
     targets: Mapping[str, Target],
     name: str,
@@ -56,23 +56,23 @@ def measure(
     under: Under | None = None,
 ) -> Result:
     """Each target's score for every head, averaged over sequences, a few sequences at a time."""
-    seen.check_finite()
+    viewed.check_finite()
     n_pos = tokens.shape[1]
     at_once = max(1, TOKENS_AT_ONCE // n_pos)
     uniform = {
-        layer: [seen.uniform(layer, one.queries, one.keys, n_pos) for one in targets.values()]
-        for layer in seen.heads
+        layer: [viewed.uniform(layer, one.queries, one.keys, n_pos) for one in targets.values()]
+        for layer in viewed.heads
     }
     samples = torch.cat(
         [
-            _samples(seen, tokens[some], targets, uniform, under(some) if under else ())
+            _samples(viewed, tokens[some], targets, uniform, under(some) if under else ())
             for some in torch.arange(len(tokens)).split(at_once)
         ]
     )
     chance = [
         [
             float(uniform[layer][i].sum() / one.divisor)
-            for layer, n in seen.heads.items()
+            for layer, n in viewed.heads.items()
             for _ in range(n)
         ]
         for i, one in enumerate(targets.values())
@@ -81,7 +81,7 @@ def measure(
         name,
         samples.numpy(),
         ("score", "head"),
-        labels={"score": tuple(targets), "head": seen.head_labels},
+        labels={"score": tuple(targets), "head": viewed.head_labels},
         chance=chance,
         unit="probability",
         provenance=origin,
@@ -90,29 +90,29 @@ def measure(
 
 
 def _samples(
-    seen: View,
+    viewed: View,
     tokens: Tokens,
     targets: Mapping[str, Target],
     uniform: Mapping[int, Sequence[Float[Tensor, " _"]]],
     hooks: Sequence[Hook],
 ) -> Float[Tensor, "batch score head"]:
     layers: dict[int, Float[Tensor, "batch score heads"]] = {}
-    silent = seen.is_silent
+    silent = viewed.is_silent
 
-    def hear(layer: int, entries: Entries) -> None:
+    def read(layer: int, entries: Entries) -> None:
         paid = [entries(target.queries, target.keys).double() for target in targets.values()]
         if silent:  # others' hooks may put attention anywhere
-            _check_hidden(seen, layer, paid, uniform[layer])
+            _check_hidden(viewed, layer, paid, uniform[layer])
         sums = [one.sum(-1) for one in paid]
         divisors = [target.divisor for target in targets.values()]
         layers[layer] = torch.stack(sums, dim=1).cpu() / torch.tensor(divisors)[:, None]
 
-    seen.listen_to_attention(tokens, hear, hooks=hooks)
-    return torch.cat([layers[layer] for layer in seen.heads], dim=-1)
+    viewed.read_attention(tokens, read, hooks=hooks)
+    return torch.cat([layers[layer] for layer in viewed.heads], dim=-1)
 
 
 def _check_hidden(
-    seen: View,
+    viewed: View,
     layer: int,
     paid: Sequence[Float[Tensor, "batch head _"]],
     uniform: Sequence[Float[Tensor, " _"]],
@@ -122,7 +122,7 @@ def _check_hidden(
         hidden = expected == 0
         if hidden.any() and one[..., hidden.to(one.device)].any():
             raise ValueError(
-                f"{seen.name}: layer {layer} attends to keys that it does not see on other "
+                f"{viewed.name}: layer {layer} attends to keys that it does not see on other "
                 "tokens, so which keys it sees depends on what they are (sparse attention), and "
                 "there is no chance level; look at attention_pattern instead"
             )

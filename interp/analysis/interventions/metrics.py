@@ -196,7 +196,7 @@ class AttentionMetric(Metric):
         def at_layer(layer: int, entries: Entries) -> None:
             read[layer] = self.read(entries, run.tokens)[:, chosen[layer]].cpu()
 
-        run.viewed.listen_to_attention(
+        run.viewed.read_attention(
             run.tokens,
             at_layer,
             layers=[layer for layer in chosen if layer >= first],

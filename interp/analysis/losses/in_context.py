@@ -42,25 +42,25 @@ def repeated_sequence_loss(
     >>> repeated_sequence_loss(model, n=20, n_sequences=4).labels["measure"]
     ('first_copy_loss', 'second_copy_loss', 'drop', 'second_copy_accuracy')
     """
-    seen = view(model)
-    probe = probe_for(seen, n, n_sequences, seed)
-    loss, hit = _losses(seen, probe.tokens, "repeated_sequence_loss")
+    viewed = view(model)
+    probe = probe_for(viewed, n, n_sequences, seed)
+    loss, hit = _losses(viewed, probe.tokens, "repeated_sequence_loss")
     # The loss of predicting token t stands at index t - 1.
     first, second = (
         slice(probe.positions(copy)[1] - 1, probe.positions(copy)[-1]) for copy in (0, 1)
     )
     losses = [loss[:, first].mean(1), loss[:, second].mean(1)]
     samples = [*losses, losses[0] - losses[1], hit[:, second].double().mean(1)]
-    uniform = math.log(seen.d_vocab)
+    uniform = math.log(viewed.d_vocab)
     measures = ("first_copy_loss", "second_copy_loss", "drop", "second_copy_accuracy")
     return Result.from_samples(
         "repeated_sequence_loss",
         torch.stack(samples, dim=1).numpy(),
         ("measure",),
         labels={"measure": measures},
-        chance=[uniform, uniform, 0.0, 1 / seen.d_vocab],
+        chance=[uniform, uniform, 0.0, 1 / viewed.d_vocab],
         unit=dict(zip(measures, ("nats", "nats", "nats", "fraction"), strict=True)),
-        provenance=origin_of(seen, probe),
+        provenance=origin_of(viewed, probe),
     )
 
 
@@ -90,18 +90,18 @@ def loss_by_position(model: Any, tokens: Tokens, *, groups: Groups | None = None
     >>> loss.labels["position"], loss.provenance["n_groups"]
     ((1, 2, 3, 4, 5), 2)
     """
-    seen = view(model)
-    seen.check_tokens(tokens)
+    viewed = view(model)
+    viewed.check_tokens(tokens)
     sampling = Sampling.of(groups, len(tokens))
-    loss, _ = _losses(seen, tokens, "loss_by_position")
+    loss, _ = _losses(viewed, tokens, "loss_by_position")
     return Result.from_samples(
         "loss_by_position",
         loss.numpy(),
         ("position",),
         labels={"position": tuple(range(1, tokens.shape[1]))},
-        chance=math.log(seen.d_vocab),
+        chance=math.log(viewed.d_vocab),
         unit="nats",
-        provenance=handed_in(seen, tokens, sampling),
+        provenance=handed_in(viewed, tokens, sampling),
         groups=sampling,
     )
 
@@ -140,8 +140,8 @@ def in_context_learning_score(
     >>> score.provenance["early"], score.provenance["late"]
     (2, 19)
     """
-    seen = view(model)
-    seen.check_tokens(tokens, at_least=3)
+    viewed = view(model)
+    viewed.check_tokens(tokens, at_least=3)
     sampling = Sampling.of(groups, len(tokens))
     length = tokens.shape[1]
     default_early, default_late = early_and_late(length)
@@ -152,7 +152,7 @@ def in_context_learning_score(
             f"early={early} and late={late} must be positions of a sequence of {length} tokens "
             f"with 1 <= early < late <= {length - 1}"
         )
-    loss, _ = _losses(seen, tokens, "in_context_learning_score")
+    loss, _ = _losses(viewed, tokens, "in_context_learning_score")
     return Result.from_samples(
         "in_context_learning_score",
         (loss[:, late - 1] - loss[:, early - 1])[:, None].numpy(),
@@ -160,7 +160,7 @@ def in_context_learning_score(
         labels={"measure": ("in_context_learning_score",)},
         chance=0.0,
         unit="nats",
-        provenance={**handed_in(seen, tokens, sampling), "early": early, "late": late},
+        provenance={**handed_in(viewed, tokens, sampling), "early": early, "late": late},
         groups=sampling,
     )
 
@@ -177,19 +177,19 @@ def early_and_late(length: int) -> tuple[int, int]:
 
 
 def _losses(
-    seen: View, tokens: Tokens, name: str
+    viewed: View, tokens: Tokens, name: str
 ) -> tuple[Float[Tensor, "batch predicted"], Bool[Tensor, "batch predicted"]]:
     """The loss in nats of every token but the first, and whether it was the likeliest prediction.
 
     A batch of sequences at a time, so that the logits of all are never there at once.
     """
-    seen.check_tokens(tokens)
-    seen.check_finite()
-    seen.check_predicts_next(name)
-    at_once = max(1, LOGITS_AT_ONCE // (tokens.shape[1] * seen.d_vocab))
+    viewed.check_tokens(tokens)
+    viewed.check_finite()
+    viewed.check_predicts_next(name)
+    at_once = max(1, LOGITS_AT_ONCE // (tokens.shape[1] * viewed.d_vocab))
     losses, hits = [], []
     for some in tokens.split(at_once):
-        outputs = seen.outputs(some, positions=range(tokens.shape[1] - 1))
+        outputs = viewed.outputs(some, positions=range(tokens.shape[1] - 1))
         loss, hit = outputs.losses_and_hits(some[:, 1:])
         losses.append(loss)
         hits.append(hit.bool())

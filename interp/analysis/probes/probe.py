@@ -13,7 +13,7 @@ TAKEN_AS_INDEPENDENT = "taken as independent"
 
 
 def probe_for(
-    seen: View,
+    viewed: View,
     n: int,
     n_sequences: int,
     seed: int,
@@ -28,45 +28,45 @@ def probe_for(
     """
     return repeated_tokens(
         n,
-        d_vocab=seen.d_vocab,
-        bos=seen.bos,
-        sep=seen.separator,
-        exclude=(*seen.special_tokens, *exclude),
+        d_vocab=viewed.d_vocab,
+        bos=viewed.bos,
+        sep=viewed.separator,
+        exclude=(*viewed.special_tokens, *exclude),
         copies=copies,
         n_sequences=n_sequences,
-        n_ctx=seen.n_ctx,
+        n_ctx=viewed.n_ctx,
         seed=seed,
     )
 
 
-def origin_of(seen: View, probe: RepeatedTokens) -> dict[str, Any]:
+def origin_of(viewed: View, probe: RepeatedTokens) -> dict[str, Any]:
     """The provenance of a measurement on repeated random tokens."""
     return {
-        "model": seen.name,
+        "model": viewed.name,
         "n": probe.n,
         "copies": probe.copies,
         "random_tokens": "with replacement" if probe.with_replacement else "distinct",
-        "bos": seen.bos,
-        **({} if seen.separator is None else {"sep": seen.separator}),
+        "bos": viewed.bos,
+        **({} if viewed.separator is None else {"sep": viewed.separator}),
         "seed": probe.seed,
         "versions": versions(),
     }
 
 
-def handed_in(seen: View, tokens: Tokens, sampling: Sampling | None = None) -> dict[str, Any]:
+def handed_in(viewed: View, tokens: Tokens, sampling: Sampling | None = None) -> dict[str, Any]:
     """The provenance of a measurement on the caller's tokens.
 
     With the sampling of several sequences it says what the errors are over, in plain words where
     nobody said which sequences belong together.
     """
-    told = {
-        "model": seen.name,
+    origin = {
+        "model": viewed.name,
         "tokens": "handed in",
         "length": tokens.shape[1],
         "versions": versions(),
     }
     if sampling is None:
-        return told
+        return origin
     if not sampling.grouped and len(tokens) > 1:
-        told["sequences"] = TAKEN_AS_INDEPENDENT
-    return {**told, **sampling.origin}
+        origin["sequences"] = TAKEN_AS_INDEPENDENT
+    return {**origin, **sampling.origin}

@@ -327,7 +327,7 @@ class MultiHeadAttention(Mixer):
         return getattr(self, f"hook_smeared_{channel}")(mixed)
 
     def log_sum_exp(self, q: Heads, k: Heads) -> Float[Tensor, "batch query head"]:
-        """What `hook_log_sum_exp` hears, from queries and keys as they meet: no values needed."""
+        """What `hook_log_sum_exp` holds, from queries and keys as they meet: no values needed."""
         q, k = q.transpose(1, 2), k.transpose(1, 2)
         return kernels.log_sum_exp(q, k, self.causal, self.scale).transpose(1, 2)
 
