@@ -28,9 +28,9 @@ def build(name: str, dtype: torch.dtype = torch.float64) -> HookedSequenceModel:
 
 
 def key_hook(model: HookedSequenceModel, layer: int, channel: str) -> str:
-    """Where the queries, keys (smeared, not yet rotated) or values of a layer can be heard."""
-    smeared = channel == "k" and model.attn(layer).smear is not None
-    return f"blocks.{layer}.attn.hook_{'smeared_k' if smeared else channel}"
+    """Where the queries, keys or values of a layer are: smeared or tapped, not yet rotated."""
+    mixed = f"blocks.{layer}.attn.hook_smeared_{channel}"
+    return mixed if mixed in model.hook_dict else f"blocks.{layer}.attn.hook_{channel}"
 
 
 def heads(model: HookedSequenceModel) -> list[tuple[str, int, int]]:

@@ -131,10 +131,12 @@ def test_gradients_reach_every_parameter(model: HookedSequenceModel) -> None:
     for name, weight in model.named_parameters():
         assert weight.grad is not None, name
         size = weight.grad.abs().max()
-        turned = [f"blocks.{i}." for i in model.attention_layers if model.attn(i).rotary]
-        if name.endswith("b_K") and not name.startswith(tuple(turned)):
+        layers = ((i, model.attn(i)) for i in model.attention_layers)
+        varies = [f"blocks.{i}." for i, attn in layers if attn.rotary or attn.taps_K is not None]
+        if name.endswith("b_K") and not name.startswith(tuple(varies)):
             # q b_Kᵀ is the same for every key, and the softmax over keys cannot see a constant.
             # Smearing does not change that: its two shares sum to 1, and the first key has both.
+            # Taps do: the first keys lack some of them.
             assert size < 1e-15, name
         else:
             assert size > 1e-8, name

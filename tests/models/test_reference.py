@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from interp.models import Attention, Conv, HookedGPT, HookedSequenceModel, ModelConfig
+from interp.models import Attention, Conv, GatedConv, HookedGPT, HookedSequenceModel, ModelConfig
 from tests.models import zoo
 from tests.models.zoo import N_CTX
 
@@ -47,6 +47,28 @@ def convolved(spec: Conv, weights: Weights, name: str, x: Tensor, real: Tensor) 
     return out + weights.get(f"{name}.b_conv", 0.0)
 
 
+def gated(spec: GatedConv, weights: Weights, name: str, x: Tensor, real: Tensor) -> Tensor:
+    maps = {
+        key: x @ weights[f"{name}.W_{key}"] + weights.get(f"{name}.b_{key}", 0.0) for key in "BCX"
+    }
+    out = torch.zeros_like(x)
+    for b, t in torch.cartesian_prod(*map(torch.arange, x.shape[:2])).tolist():
+        for lag in range(min(spec.lags, t + 1)):
+            if real[b, t - lag]:
+                before = maps["B"][b, t - lag] * maps["X"][b, t - lag]
+                out[b, t] += maps["C"][b, t] * weights[f"{name}.W_conv"][lag] * before
+    return out @ weights[f"{name}.W_out"] + weights.get(f"{name}.b_conv", 0.0)
+
+
+def tapped(x: Tensor, taps: Tensor, real: Tensor) -> Tensor:
+    """Each row as it is made of those before it, for one head of one sequence."""
+    rows = []
+    for t in range(len(x)):
+        lags = [lag for lag in range(min(len(taps), t + 1)) if real[t - lag]]
+        rows.append(sum((taps[lag] * x[t - lag] for lag in lags), torch.zeros_like(x[t])))
+    return torch.stack(rows)
+
+
 def turned(config: ModelConfig, x: Tensor, t: int) -> Tensor:
     """Channels i and i + d/2 are the real and the imaginary part of a number that turns."""
     half = x.shape[-1] // 2
@@ -61,6 +83,14 @@ def one_head(
     """What a head's queries [pos d_head] bring together, for one sequence."""
     q, k = x_qk @ maps["W_Q"] + maps["b_Q"], x_qk @ maps["W_K"] + maps["b_K"]
     v = x @ maps["W_V"] + maps["b_V"]
+    q, k, v = (
+        tapped(z, maps[f"taps_{channel}"], real) if n > 1 else z
+        for z, channel, n in (
+            (q, "Q", spec.taps_q),
+            (k, "K", spec.taps_k),
+            (v, "V", spec.taps_v),
+        )
+    )
     if spec.smear:
         share = 1 / (1 + torch.exp(-maps["smear"]))
         k = torch.stack(
@@ -92,10 +122,11 @@ def attended(
     nothing = torch.zeros(spec.n_heads, spec.d_head, dtype=x.dtype)
     names = ("W_Q", "W_K", "W_V", "b_Q", "b_K", "b_V", "smear")
     maps = {key: weights.get(f"{name}.{key}", nothing) for key in names}
+    taps = {f"taps_{c}": weights.get(f"{name}.taps_{c}") for c in "QKV"}
     rows = []
     for b in range(len(x)):
         heads = [
-            one_head(config, spec, {k: m[h] for k, m in maps.items()}, x[b], x_qk[b], real[b])
+            one_head(config, spec, of_head(maps, taps, h), x[b], x_qk[b], real[b])
             for h in range(spec.n_heads)
         ]
         if spec.output:
@@ -104,6 +135,11 @@ def attended(
         else:
             rows.append(torch.cat(heads, dim=-1))
     return torch.stack(rows)
+
+
+def of_head(maps: Weights, taps: dict[str, Tensor | None], head: int) -> Weights:
+    own = {key: lags[:, head] for key, lags in taps.items() if lags is not None}
+    return {**{key: m[head] for key, m in maps.items()}, **own}
 
 
 def positions_of(config: ModelConfig, weights: Weights) -> Tensor | float:
@@ -136,6 +172,8 @@ def reference(config: ModelConfig, weights: Weights, tokens: Tensor, real: Tenso
         def mix(read: Tensor, spec: Conv | Attention = spec, block: str = block) -> Tensor:
             if isinstance(spec, Conv):
                 return convolved(spec, weights, f"{block}.conv", read, real)
+            if isinstance(spec, GatedConv):
+                return gated(spec, weights, f"{block}.conv", read, real)
             x_qk = read + at_heads if spec.positions else read
             return attended(config, spec, weights, f"{block}.attn", read, x_qk, real)
 

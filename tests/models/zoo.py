@@ -18,6 +18,7 @@ from interp.models import (
     MLP,
     Attention,
     Conv,
+    GatedConv,
     HookedAttn,
     HookedAttnAttn,
     HookedConvAttn,
@@ -26,15 +27,17 @@ from interp.models import (
     HookedSmearedAttn,
     ModelConfig,
 )
+from interp.models.layers import LayerSpec
 
 D_VOCAB, D_MODEL, N_CTX = 23, 12, 8
 HEADS = Attention(n_heads=3, d_head=4)
 NOPE = Attention(n_heads=3, d_head=4, positions=False)
 SMEARED = Attention(n_heads=3, d_head=4, smear=True)
+TAPPED = Attention(n_heads=3, d_head=4, taps_q=2, taps_k=3, taps_v=2)
 PLAIN = Attention(n_heads=3, d_head=4, output=False)
 
 
-def config(*layers: Conv | Attention, **options: Any) -> ModelConfig:
+def config(*layers: LayerSpec, **options: Any) -> ModelConfig:
     """A config of the zoo's sizes."""
     sizes = {"d_vocab": D_VOCAB, "d_model": D_MODEL, "n_ctx": N_CTX}
     return ModelConfig(layers=layers, **(sizes | options))
@@ -68,6 +71,13 @@ CONFIGS: dict[str, ModelConfig] = {
     "wide heads": config(Attention(n_heads=2, d_head=16)),
     "one head": config(Attention(n_heads=1, d_head=12)),
     "one channel per head": config(Attention(n_heads=12, d_head=1, smear=True)),
+    "gated conv": config(GatedConv(), HEADS),
+    "gated, no biases, rms": config(GatedConv(lags=2, bias=False, mlp=MLP(16)), HEADS, norm="rms"),
+    "gated, then conv": config(GatedConv(lags=2), Conv(), HEADS, positions="none"),
+    "taps": config(TAPPED),
+    "taps, conv, rotary": config(Conv(lags=3), TAPPED, positions="rotary"),
+    "taps, shortformer": config(TAPPED, TAPPED, positions="shortformer"),
+    "taps, post": config(Conv(), TAPPED, norm_place="post"),
     "not causal": config(Conv(), Attention(n_heads=3, d_head=4, causal=False)),
     # Positions.
     "rotary": config(Conv(), HEADS, positions="rotary", rotary_base=100.0),

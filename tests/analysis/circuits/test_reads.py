@@ -26,7 +26,7 @@ def test_lags_and_constants_add_up_to_what_the_head_computes(name, dtype):
         for head, layer, index in readers.heads(model):
             for channel in ("q", "k", "v"):
                 way = route(model, head, channel)
-                scales = {factor.name: cache[factor.hook] for factor in way.factors}
+                scales = {factor.name: factor.of(cache[factor.hook]) for factor in way.factors}
                 parts = way.parts(cache[way.source], scales, mask)
                 constants = way.constants(tokens.shape[1], scales, mask)
                 assert len(parts) == way.lags
@@ -40,7 +40,7 @@ def test_each_lag_is_the_doing_of_that_token_alone():
     model = readers.build("two convolutions")
     way = route(model, "L2H1", "k")
     _, cache = model.run_with_cache(zoo.tokens())
-    scales = {factor.name: cache[factor.hook] for factor in way.factors}
+    scales = {factor.name: factor.of(cache[factor.hook]) for factor in way.factors}
     stream = cache[way.source]
     other = stream.clone()
     other[:, 3] += stream[:, 5]
