@@ -1,7 +1,7 @@
 """A kind of layer that no analysis knows is intervened on by its description alone.
 
-The first layer is a gated convolution whose lags pass an output map before they reach the stream,
-the second an attention layer that reads its keys lag by lag.
+The first layer is a gated convolution of this file, whose lags pass an output map before they reach
+the stream, the second an attention layer with taps on its keys.
 """
 
 from collections.abc import Iterator
@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from interp.analysis import ablate, path_patch
 from interp.analysis.interventions.units import Catalogue
 from interp.models import Attention, HookedSequenceModel, ModelConfig
-from interp.models.description import ALL, Place, Reader, Term
+from interp.models.description import ALL, Place, Term
 from interp.models.hooks import HookPoint
-from interp.models.layers import MultiHeadAttention
 from interp.models.layers.conv import shift
 from interp.models.layers.layer import KINDS, LayerSpec, Mixer
 from interp.models.linear import wide
@@ -77,40 +76,12 @@ class GatedConv(Mixer):
             yield Term(f"L{layer}.lag{lag}", "lag", place, partial(wide, self.W_out))
 
 
-@dataclass(frozen=True)
-class Tapped(Attention):
-    kind: ClassVar[str] = "attention with taps of a test"
-
-    def build(self, config: ModelConfig) -> "TappedAttention":
-        return TappedAttention(config.d_model, self)
-
-
-class TappedAttention(MultiHeadAttention):
-    """Each key is 0.7 of its own and 0.3 of the one before, shown lag by lag."""
-
-    def __init__(self, d_model: int, spec: Attention):
-        super().__init__(d_model, spec)
-        self.hook_k_lags = HookPoint(pos_dim=-3)
-
-    def _place(self, q, k, key_mask):
-        before = torch.cat([torch.zeros_like(k[:, :1]), k[:, :-1]], dim=1)
-        return q, self.hook_k_lags(torch.stack([0.7 * k, 0.3 * before], dim=1)).sum(1)
-
-    def readers(self, layer: int) -> Iterator[Reader]:
-        yield from super().readers(layer)
-        for head in range(N_HEADS):
-            for lag in range(2):
-                place = Place(f"blocks.{layer}.attn.hook_k_lags", (lag, ALL, head), 1)
-                yield Reader(f"L{layer}H{head}.k.lag{lag}", "k.lag", place)
-
-
-for spec in (Gated, Tapped):  # no other test should meet them
-    KINDS.pop(spec.kind)
+KINDS.pop(Gated.kind)  # no other test should meet it
 
 
 @pytest.fixture(scope="module")
 def model() -> HookedSequenceModel:
-    layers = (Gated(), Tapped(N_HEADS, d_head=4))
+    layers = (Gated(), Attention(N_HEADS, d_head=4, taps_k=2))
     config = ModelConfig(d_vocab=20, d_model=8, n_ctx=N_POS, layers=layers, positions="learned")
     torch.manual_seed(0)
     model = HookedSequenceModel(config).double().eval()
