@@ -46,7 +46,7 @@ def phase_change(
     Intervals are the middle 95 % of bootstrap draws, in which the total change goes between the
     same two checkpoints; that of the height is corrected for the luck of the farthest one. Draws of
     few samples are widened to Student's interval. Of 800 simulated curves each, with 3, 4, 8 and 40
-    samples, the height's held in 93 to 96 %, the width's and the times' in 93 to 99 % from 4
+    samples, the height's held in 93 to 96 %, the width's and the times' in 93 to 100 % from 4
     samples on and in 90 to 96 % with 3; two samples have no interval. With an axis "sample" (see
     `development`) it is the samples that are drawn, the same at every step.
     Without, each value is moved by a normal error of the size of its standard error, independently
