@@ -1,5 +1,6 @@
 """The one cross-entropy from a stream: never `[batch, pos, vocab]` logits at once."""
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -88,14 +89,32 @@ def loss_and_accuracy(
         targets: the token to predict at each position.
         at_once: how many logits are made at a time; default `LOGITS_AT_ONCE`.
     """
-    stream, indices, losses, correct = x.flatten(0, 1), targets.flatten(), [], []
-    unembedding = _Unembedding(stream, W_U, b_U, at_once)
-    with torch.autocast(x.device.type, enabled=False):
-        for part in unembedding.parts:
-            _, logits = unembedding(stream[part])
-            losses.append(F.cross_entropy(logits, indices[part], reduction="none"))
-            correct.append((logits.argmax(-1) == indices[part]).to(logits.dtype))
+    losses, correct = [], []
+    for logits, wanted in _logits_and_targets(x, W_U, b_U, targets, at_once):
+        losses.append(F.cross_entropy(logits, wanted, reduction="none"))
+        correct.append((logits.argmax(-1) == wanted).to(logits.dtype))
     return torch.cat(losses).view(targets.shape), torch.cat(correct).view(targets.shape)
+
+
+def losses_alone(
+    x: Stream, W_U: Unembedding, b_U: Bias | None, targets: Tokens, at_once: int | None = None
+) -> PerToken:
+    """The first of the two, without a look for the largest logit."""
+    losses = [
+        F.cross_entropy(logits, wanted, reduction="none")
+        for logits, wanted in _logits_and_targets(x, W_U, b_U, targets, at_once)
+    ]
+    return torch.cat(losses).view(targets.shape)
+
+
+def _logits_and_targets(
+    x: Stream, W_U: Unembedding, b_U: Bias | None, targets: Tokens, at_once: int | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    stream, indices = x.flatten(0, 1), targets.flatten()
+    unembedding = _Unembedding(stream, W_U, b_U, at_once)
+    for part in unembedding.parts:
+        with torch.autocast(x.device.type, enabled=False):
+            yield unembedding(stream[part])[1], indices[part]
 
 
 class _Unembedding:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.models.losses import IN_CACHE, loss_and_accuracy
+from interp.models.losses import IN_CACHE, loss_and_accuracy, losses_alone
 from interp.models.shapes import Logits, Stream, Tokens
 
 Losses = Float[Tensor, "batch pos"]
@@ -93,6 +93,11 @@ class OutputsOfStream(Outputs):
     def logits(self) -> Logits:
         """All logits."""
         return wide(F.linear(self._stream, self._W_U.T, self._b_U))
+
+    def losses(self, targets: Tokens) -> Losses:
+        """The cross-entropy in nats of one target per position."""
+        targets = targets.to(self._stream.device)
+        return losses_alone(self._stream, self._W_U, self._b_U, targets, IN_CACHE)
 
     def losses_and_hits(self, targets: Tokens) -> tuple[Losses, Losses]:
         """The cross-entropy in nats of one target per position, and 1 where it is likeliest."""
