@@ -52,6 +52,11 @@ from interp.analysis.lags.smeared_keys import detect_smeared_keys as detect_smea
 from interp.analysis.losses.in_context import in_context_learning_score as in_context_learning_score
 from interp.analysis.losses.in_context import loss_by_position as loss_by_position
 from interp.analysis.losses.in_context import repeated_sequence_loss as repeated_sequence_loss
+from interp.analysis.losses.recall import ar as ar
+from interp.analysis.losses.recall import mqar as mqar
+from interp.analysis.probes.recall import RecallTokens as RecallTokens
+from interp.analysis.probes.recall import ar_tokens as ar_tokens
+from interp.analysis.probes.recall import mqar_tokens as mqar_tokens
 from interp.analysis.probes.sequences import RepeatedTokens as RepeatedTokens
 from interp.analysis.probes.sequences import repeated_tokens as repeated_tokens
 from interp.results.result import Result as Result

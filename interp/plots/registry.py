@@ -69,9 +69,9 @@ def draws(*axes: str | tuple[str, ...], order: Order = Order.OWN) -> Callable[[D
 
 
 def pictures() -> list[Picture]:
-    """All that are registered, in their order."""
+    """All that are registered, in their order; of one order, those that need most axes first."""
     _import_all()
-    return sorted(_PICTURES.values(), key=lambda picture: picture.order)
+    return sorted(_PICTURES.values(), key=lambda picture: (picture.order, -len(picture.axes)))
 
 
 @cache

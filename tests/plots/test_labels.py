@@ -111,6 +111,7 @@ CASES = {
     "sources": of(source_token=evil(3), predicted_token=evil(2)),
     "positions": of(query_position=evil(3), key_position=evil(2)),
     "distances": of(term=("positions", "tokens"), distance=(0, 1, 2)),
+    "recall": of(dict(zip(evil(2), evil(2), strict=True)), measure=evil(2), query=(1, 2)),
     "composition": composed(),
     "attention": of(head=evil(2), query=(0, 1), key=(0, 1), values=np.full((2, 2, 2), 0.5),
                     provenance={"words": evil(2)}),

@@ -102,6 +102,10 @@ def losses(s: Subject) -> Iterator[Question]:
     """What it predicts, where."""
     probe: dict[str, Any] = {"n": s.n, "n_sequences": 4, "seed": 1}
     yield "repeated_sequence_loss", partial(interp.repeated_sequence_loss, s.model, **probe)
+    asked: dict[str, Any] = {"n_pairs": 3, "n": 14, "n_sequences": 4, "seed": 1}
+    yield "mqar", partial(interp.mqar, s.model, **asked)
+    yield "mqar/distance", partial(interp.mqar, s.model, by="distance", power=1.0, **asked)
+    yield "ar", partial(interp.ar, s.model, **asked)
     yield "loss_by_position", partial(interp.loss_by_position, s.model, s.tokens)
     call = partial(interp.in_context_learning_score, s.model, s.tokens)
     yield "in_context_learning_score", call

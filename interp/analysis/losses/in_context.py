@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.analysis.probes.probe import handed_in, origin_of, probe_for
@@ -176,6 +176,24 @@ def early_and_late(length: int) -> tuple[int, int]:
     return max(1, round(0.1 * length)), min(length - 1, round(0.95 * length))
 
 
+def in_batches(viewed: View, tokens: Tokens, name: str) -> tuple[Int[Tensor, "_ pos"], ...]:
+    """Sequences as batches, of which a pass gives no more than `LOGITS_AT_ONCE`.
+
+    Args:
+        viewed: the model.
+        tokens: all sequences.
+        name: what asks for predictions, to say so in a refusal.
+
+    Raises:
+        ValueError: tokens that the model cannot read, a weight that is NaN, or a bidirectional
+            model, which predicts no next token.
+    """
+    viewed.check_tokens(tokens)
+    viewed.check_finite()
+    viewed.check_predicts_next(name)
+    return tokens.split(max(1, LOGITS_AT_ONCE // (tokens.shape[1] * viewed.d_vocab)))
+
+
 def _losses(
     viewed: View, tokens: Tokens, name: str
 ) -> tuple[Float[Tensor, "batch predicted"], Bool[Tensor, "batch predicted"]]:
@@ -183,12 +201,8 @@ def _losses(
 
     A batch of sequences at a time, so that the logits of all are never there at once.
     """
-    viewed.check_tokens(tokens)
-    viewed.check_finite()
-    viewed.check_predicts_next(name)
-    at_once = max(1, LOGITS_AT_ONCE // (tokens.shape[1] * viewed.d_vocab))
     losses, hits = [], []
-    for some in tokens.split(at_once):
+    for some in in_batches(viewed, tokens, name):
         outputs = viewed.outputs(some, positions=range(tokens.shape[1] - 1))
         loss, hit = outputs.losses_and_hits(some[:, 1:])
         losses.append(loss)
