@@ -104,6 +104,9 @@ def suite(
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="a member; may be repeated")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="a seed; may be repeated")] = None,
+    corpus: Annotated[
+        list[str] | None, typer.Option(help="a corpus, by its name there; may be repeated")
+    ] = None,
     report_to: Annotated[str, typer.Option(help="tensorboard, wandb, trackio or none")] = "none",
 ) -> None:
     """Train the runs of a suite that are not finished yet; several at once share them out."""
@@ -113,7 +116,12 @@ def suite(
 
     with _errors_in_one_line():
         directory = train_suite(
-            name, out, members=only or (), seeds=seed or (), report_to=report_to
+            name,
+            out,
+            members=only or (),
+            seeds=seed or (),
+            corpora=corpus or (),
+            report_to=report_to,
         )
     rich.print(f"The runs: [bold]{directory}[/bold]")
 

@@ -64,15 +64,15 @@ class Block(nn.Module):
         """The stream after this block."""
         x = self.hook_resid_pre(x)
         mixed = self.mixer(self.wiring.read(self.ln1, x), positions, key_mask)
-        return self.after_mixer(x, self.hook_mixer_out(self.dropout(mixed)))
+        return self.after_mixer(x, self.hook_mixer_out(self.dropout(mixed)), key_mask)
 
-    def after_mixer(self, x: Stream, mixed: Stream) -> Stream:
+    def after_mixer(self, x: Stream, mixed: Stream, key_mask: KeyMask | None = None) -> Stream:
         """The stream after this block, which was entered by x and whose mixer wrote `mixed`."""
         x = self.wiring.write(self.ln1, x, mixed)
         if self.mlp is not None:
             x = self.hook_resid_mid(x)
-            out = self.hook_mlp_out(self.dropout(self.mlp(self.wiring.read(self.ln2, x))))
-            x = self.wiring.write(self.ln2, x, out)
+            out = self.mlp(self.wiring.read(self.ln2, x), key_mask)
+            x = self.wiring.write(self.ln2, x, self.hook_mlp_out(self.dropout(out)))
         return self.hook_resid_post(x)
 
     def fold_norms(self) -> None:
@@ -96,6 +96,7 @@ class Block(nn.Module):
         yield Sublayer(
             _writer(layer, mixer.slot),
             terms=tuple(mixer.terms(layer)),
+            lags=tuple(mixer.lags_written(layer)),
             constants=lambda: {name: wide(b) for name, b in biases.items() if b is not None},
             readers=tuple(mixer.readers(layer)),
             norm=norm,
@@ -105,7 +106,8 @@ class Block(nn.Module):
         )
         if self.mlp is not None:
             norm = FrozenNorm.of(self.ln2, f"{prefix}ln2")
-            yield Sublayer(_writer(layer, "mlp"), norm=norm, post_norm=post_norm)
+            lags = tuple(self.mlp.lags_written(layer))
+            yield Sublayer(_writer(layer, "mlp"), lags=lags, norm=norm, post_norm=post_norm)
 
 
 def _writer(layer: int, name: str) -> Writer:

@@ -12,6 +12,7 @@ from transformer_lens.utilities.slice import Slice
 from interp.models.block import Block
 from interp.models.description import Term
 from interp.models.layers import FeedForward
+from interp.models.linear import later
 
 if TYPE_CHECKING:
     from interp.models.sequence import HookedSequenceModel
@@ -35,10 +36,15 @@ class ActivationCache(_ActivationCache):
 
     model: "HookedSequenceModel"
 
+    cuts_positions: bool = False
+    """Whether only some positions are kept: what goes on to later ones is not known then."""
+
     def apply_slice_to_batch_dim(self, batch_slice: Any) -> "ActivationCache":
         """The cache of some sequences only."""
         sliced = super().apply_slice_to_batch_dim(batch_slice)
-        return ActivationCache(sliced.cache_dict, self.model, has_batch_dim=sliced.has_batch_dim)
+        cache = ActivationCache(sliced.cache_dict, self.model, has_batch_dim=sliced.has_batch_dim)
+        cache.cuts_positions = self.cuts_positions
+        return cache
 
     def decompose_resid(
         self,
@@ -97,7 +103,8 @@ class ActivationCache(_ActivationCache):
     ) -> Any:
         """TransformerLens's `stack_head_results`: what each head wrote, up to a layer's input.
 
-        The labels are of the form L1H3.
+        The labels are of the form L1H3. Where what heads write goes through taps, it is what comes
+        out of them.
         """
         layer = self._layer(layer)
         groups = list(self._head_results(layer))
@@ -150,7 +157,7 @@ class ActivationCache(_ActivationCache):
         return super().apply_ln_to_stack(*args, **kwargs)
 
     def compute_head_results(self) -> None:
-        """Cache `hook_result` of every attention layer that has only `hook_z`."""
+        """Cache `hook_result` of every attention layer that has only `hook_z`; before taps."""
         for layer in self.model.attention_layers:
             name = f"blocks.{layer}.attn.hook_result"
             if name not in self.cache_dict:
@@ -239,6 +246,9 @@ class ActivationCache(_ActivationCache):
         self.compute_head_results()
         for index in (i for i in self.model.attention_layers if i < layer):
             results = self[f"blocks.{index}.attn.hook_result"].movedim(-2, 0)
+            results = self._through(
+                self.model.attn(index).taps_O, results, f"the heads of L{index}"
+            )
             yield [f"L{index}H{head}" for head in range(len(results))], results
 
     def _lags(self, layer: int) -> Iterator[Group]:
@@ -260,4 +270,16 @@ class ActivationCache(_ActivationCache):
             if (mlp := self._mlp(index)) is not None:
                 post = self[f"blocks.{index}.mlp.hook_post"].movedim(-1, 0)[..., None]
                 rows = mlp.W_out.view(-1, *[1] * (post.ndim - 2), mlp.W_out.shape[-1])
-                yield [f"L{index}N{neuron}" for neuron in range(len(rows))], post * rows
+                written = self._through(mlp.taps_out, post * rows, f"the neurons of L{index}")
+                yield [f"L{index}N{neuron}" for neuron in range(len(rows))], written
+
+    def _through(self, taps: Tensor | None, x: Tensor, whose: str) -> Tensor:
+        """What becomes of what is written, where it goes through taps on its way to the stream."""
+        if taps is None:
+            return x
+        if self.cuts_positions:
+            raise ValueError(
+                f"what {whose} write goes through taps to later positions, and this cache has only "
+                "some of them; leave pos_slice out of run_with_cache, and give it to this method"
+            )
+        return sum((later(x * row, lag) for lag, row in enumerate(taps)), torch.zeros_like(x))

@@ -87,6 +87,8 @@ class ModelConfig:
             if not isinstance(layer, LayerSpec):
                 raise TypeError(f"layer {index} is {layer!r}; it must be a Conv or an Attention")
             layer.check(index, self)
+            if layer.mlp is not None:
+                layer.mlp.check(index, self)
         self._check_combinations()
 
     def _check_combinations(self) -> None:

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
+import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from interp.models.linear import Channel, FrozenNorm, LinearChannel, LinearLayer
+from interp.models.linear import Channel, FrozenNorm, LinearChannel, LinearLayer, later
 
 Position = int | slice
 ALL = slice(None)
@@ -132,23 +133,63 @@ class Place:
 class Term:
     """One of the terms that a writer's sum is made of.
 
+    Where a depthwise convolution stands between a sublayer and the stream, what is read at one
+    position is written at several: `Σ_j c_j ⊙ (y_{t-j} W)`.
+
     Attributes:
-        label: "L1H3", "L0.lag1".
-        kind: "head" or "lag".
+        label: "L1H3", "L0.lag1", "L1.attn.lag1".
+        kind: "head", "lag", or "out.lag" for a lag of such a convolution.
         place: where it is read.
-        to_stream: gives the map from there to the stream; None where it is a vector of the stream.
-            Weights are read only when they are asked for.
+        to_stream: gives the map W from there to the stream; None where it is a vector of the
+            stream. Weights are read only when they are asked for.
+        taps: gives c, of the convolution that it goes through on its way; None where there is none.
     """
 
     label: str
     kind: str
     place: Place
     to_stream: Callable[[], Float[Tensor, "d_in d_model"]] | None = None
+    taps: Callable[[], Float[Tensor, "lag d_model"]] | None = None
 
     def written(self, activation: Tensor) -> Float[Tensor, "batch pos d_model"]:
         """What it adds, from the activation at its hook point."""
-        term = self.place.of(activation)
-        return term if self.to_stream is None else term @ self.to_stream().to(term)
+        return self.spread(self.projected(activation))
+
+    def projected(self, activation: Tensor) -> Float[Tensor, "batch pos d_model"]:
+        """The same before taps."""
+        return self.mapped(self.place.of(activation))
+
+    def mapped(self, part: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_model"]:
+        """The same from what stands at its place."""
+        return part if self.to_stream is None else part @ self.to_stream().to(part)
+
+    def spread(self, x: Float[Tensor, "... pos d_model"]) -> Float[Tensor, "... pos d_model"]:
+        """What becomes of a vector of the stream on the way there: Σ_j c_j ⊙ x_{t-j}."""
+        return x if self.taps is None else self.over_lags(x).sum(0)
+
+    def over_lags(
+        self, x: Float[Tensor, "... pos d_model"]
+    ) -> Float[Tensor, "lag ... pos d_model"]:
+        """The same by lag; one lag where there are no taps."""
+        if self.taps is None:
+            return x[None]
+        return torch.stack([later(x * row, lag) for lag, row in enumerate(self.taps().to(x))])
+
+    @property
+    def lags(self) -> int:
+        """At how many positions it writes what it reads at one."""
+        return 1 if self.taps is None else len(self.taps())
+
+    def maps(self) -> Float[Tensor, "lag d_in d_model"]:
+        """The map to what it adds j positions after it was read, for every lag j.
+
+        Raises:
+            ValueError: what is read is a vector of the stream already, and there is no map.
+        """
+        if self.to_stream is None:
+            raise ValueError(f"{self.label} is read as a vector of the stream, without a map to it")
+        weight = self.to_stream()
+        return weight[None] if self.taps is None else weight * self.taps().to(weight)[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,6 +241,8 @@ class Sublayer:
     Attributes:
         writer: the whole of what it adds, and when it reads and writes.
         terms: what the sum is made of; empty where it is opaque.
+        lags: the same sum by lag, where it goes through a convolution on its way to the stream:
+            units, and no further terms.
         constants: gives what it adds whatever it reads, by the name of the parameter.
         readers: its queries, keys and values, where it has such.
         norm: the norm before it, or behind the stream that it wrote to (`post_norm`).
@@ -211,6 +254,7 @@ class Sublayer:
 
     writer: Writer
     terms: tuple[Term, ...] = ()
+    lags: tuple[Term, ...] = ()
     constants: Callable[[], Mapping[str, Float[Tensor, " d_model"]]] = dict
     readers: tuple[Reader, ...] = ()
     norm: FrozenNorm | None = None

@@ -191,7 +191,9 @@ class HookedSequenceModel(HubMixin, TextMixin, WeightsMixin, HookedRootModule):
             for name in names:
                 self._check_hook_name(name)
         out, cache = super().run_with_cache(*args, remove_batch_dim=remove_batch_dim, **kwargs)
-        return out, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
+        cache = ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
+        cache.cuts_positions = Slice.unwrap(kwargs.get("pos_slice")).mode != "identity"
+        return out, cache
 
     def get_caching_hooks(self, *args: Any, pos_slice: Any = None, **kwargs: Any) -> Any:
         """As in TransformerLens, but the position axis is each hook point's own (`pos_dim`).

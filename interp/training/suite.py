@@ -103,15 +103,21 @@ class Suite:
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"suite {name}: {error}") from error
 
-    def only(self, members: Collection[str] = (), seeds: Collection[int] = ()) -> Self:
-        """The suite's runs of these members and seeds; of all where none are given.
+    def only(
+        self,
+        members: Collection[str] = (),
+        seeds: Collection[int] = (),
+        corpora: Collection[str] = (),
+    ) -> Self:
+        """The suite's runs of these members, seeds and corpora; of all where none are given.
 
         Raises:
-            ValueError: a member or seed that the suite does not have.
+            ValueError: a member, seed or corpus that the suite does not have.
         """
         for what, wanted, there in (
             ("member", members, {run.member for run in self}),
             ("seed", seeds, {run.recipe.seed for run in self}),
+            ("corpus", corpora, {run.corpus for run in self}),
         ):
             for one in wanted:
                 if one not in there:
@@ -120,7 +126,9 @@ class Suite:
         chosen = (
             run
             for run in self
-            if (not members or run.member in members) and (not seeds or run.recipe.seed in seeds)
+            if (not members or run.member in members)
+            and (not seeds or run.recipe.seed in seeds)
+            and (not corpora or run.corpus in corpora)
         )
         return type(self)(self.name, tuple(chosen))
 
@@ -136,6 +144,7 @@ def train_suite(
     *,
     members: Collection[str] = (),
     seeds: Collection[int] = (),
+    corpora: Collection[str] = (),
     report_to: str = "none",
 ) -> Path:
     """Train the runs of a suite that are not finished, one after the other.
@@ -149,6 +158,7 @@ def train_suite(
         directory: where the runs go, each in a directory of its own; by default `runs/<suite>`.
         members: train these only.
         seeds: train these only.
+        corpora: train on these only, by their names in the suite.
         report_to: a tracker, as for `train`.
 
     Returns:
@@ -164,7 +174,8 @@ def train_suite(
 
     suite = suite if isinstance(suite, Suite) else Suite.load(suite)
     directory = Path(directory) if directory is not None else Path("runs") / suite.name
-    missing = [run for run in suite.only(members, seeds) if not run.is_finished(directory)]
+    wanted = suite.only(members, seeds, corpora)
+    missing = [run for run in wanted if not run.is_finished(directory)]
     for run in missing:
         run.recipe.check()
     for run in missing:

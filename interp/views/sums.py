@@ -32,8 +32,8 @@ class Sums:
 
     Attributes:
         layers: where the writers are not what the layer adds, and by how much.
-        heads: where the number of heads is another, or what they attended to, through W_O, is not
-            what the layer's attention adds.
+        heads: where the number of heads is another, or what they attended to, through W_O (and
+            taps, where there are any), is not what the layer's attention adds.
         counts: where the number of heads is another.
     """
 
@@ -161,6 +161,9 @@ def _check_heads(viewed: "View", layer: int, found: Mapping[str, Tensor], sums: 
         sums.heads[layer] = f"W_O has shape {tuple(W_O.shape)}, and z {tuple(z.shape)}"
         return
     written = [torch.einsum("bphd,hdm->bpm", z.float(), W_O.float())]
+    heads = next(one for one in viewed.sublayers(layer) if one.writer == attn[0]).terms
+    if heads:  # all of them go the same way to the stream
+        written = [heads[0].spread(written[0])]
     if b_O is not None:
         written.append(b_O.detach().to(z.device).expand_as(written[0]))
     if (

@@ -36,7 +36,7 @@ def test_json_is_readable_and_says_everything() -> None:
         "depthwise": False,
         "bias": True,
         "lag_bias": False,
-        "mlp": {"d_mlp": 7, "activation": "relu"},
+        "mlp": {"d_mlp": 7, "activation": "relu", "taps": 1},
     }
     assert data["layers"][1]["kind"] == "attention"
     assert data["norm_eps"] == 1e-5

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from interp.models import Attention, Conv, GatedConv, HookedGPT, HookedSequenceModel, ModelConfig
+from interp.models import (
+    MLP,
+    Attention,
+    Conv,
+    GatedConv,
+    HookedGPT,
+    HookedSequenceModel,
+    ModelConfig,
+)
 from tests.models import zoo
 from tests.models.zoo import N_CTX
 
@@ -83,6 +91,14 @@ def one_head(
     """What a head's queries [pos d_head] bring together, for one sequence."""
     q, k = x_qk @ maps["W_Q"] + maps["b_Q"], x_qk @ maps["W_K"] + maps["b_K"]
     v = x @ maps["W_V"] + maps["b_V"]
+    if spec.key_offset:  # the later half of each half of the channels, from the token before
+        late = [i for i in range(spec.d_head) if i % (spec.d_head // 2) >= spec.d_head // 4]
+        moved = k.clone()
+        for t in range(len(k)):
+            previous = k[t - 1] if t > 0 and real[t - 1] else torch.zeros_like(k[t])
+            moved[t] = k[t] if real[t] else torch.zeros_like(k[t])
+            moved[t, late] = previous[late]
+        k = moved
     q, k, v = (
         tapped(z, maps[f"taps_{channel}"], real) if n > 1 else z
         for z, channel, n in (
@@ -131,10 +147,22 @@ def attended(
         ]
         if spec.output:
             heads = [z @ weights[f"{name}.W_O"][h] for h, z in enumerate(heads)]
-            rows.append(sum(heads, torch.zeros_like(x[b])) + weights.get(f"{name}.b_O", 0.0))
+            row = sum(heads, torch.zeros_like(x[b]))
         else:
-            rows.append(torch.cat(heads, dim=-1))
+            row = torch.cat(heads, dim=-1)
+        if spec.taps_o > 1:
+            row = tapped(row, weights[f"{name}.taps_O"], real[b])
+        rows.append(row + weights.get(f"{name}.b_O", 0.0))
     return torch.stack(rows)
+
+
+def thought(spec: MLP, weights: Weights, name: str, x: Tensor, real: Tensor) -> Tensor:
+    pre = x @ weights[f"{name}.W_in"] + weights[f"{name}.b_in"]
+    out = ACTIVATIONS[spec.activation](pre) @ weights[f"{name}.W_out"]
+    if spec.taps > 1:
+        rows = zip(out, real, strict=True)
+        out = torch.stack([tapped(row, weights[f"{name}.taps_out"], seen) for row, seen in rows])
+    return out + weights[f"{name}.b_out"]
 
 
 def of_head(maps: Weights, taps: dict[str, Tensor | None], head: int) -> Weights:
@@ -180,11 +208,8 @@ def reference(config: ModelConfig, weights: Weights, tokens: Tensor, real: Tenso
         x = sublayer(f"{block}.ln1", mix, x)
         if spec.mlp is not None:
 
-            def think(read: Tensor, spec: Conv | Attention = spec, block: str = block) -> Tensor:
-                assert spec.mlp is not None
-                pre = read @ weights[f"{block}.mlp.W_in"] + weights[f"{block}.mlp.b_in"]
-                post = ACTIVATIONS[spec.mlp.activation](pre)
-                return post @ weights[f"{block}.mlp.W_out"] + weights[f"{block}.mlp.b_out"]
+            def think(read: Tensor, mlp: MLP = spec.mlp, name: str = f"{block}.mlp") -> Tensor:
+                return thought(mlp, weights, name, read, real)
 
             x = sublayer(f"{block}.ln2", think, x)
     if config.norm_place == "pre":

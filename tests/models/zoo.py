@@ -34,6 +34,7 @@ HEADS = Attention(n_heads=3, d_head=4)
 NOPE = Attention(n_heads=3, d_head=4, positions=False)
 SMEARED = Attention(n_heads=3, d_head=4, smear=True)
 TAPPED = Attention(n_heads=3, d_head=4, taps_q=2, taps_k=3, taps_v=2)
+OFFSET = Attention(n_heads=2, d_head=8, key_offset=True)
 PLAIN = Attention(n_heads=3, d_head=4, output=False)
 
 
@@ -78,6 +79,24 @@ CONFIGS: dict[str, ModelConfig] = {
     "taps, conv, rotary": config(Conv(lags=3), TAPPED, positions="rotary"),
     "taps, shortformer": config(TAPPED, TAPPED, positions="shortformer"),
     "taps, post": config(Conv(), TAPPED, norm_place="post"),
+    "output taps": config(Attention(n_heads=3, d_head=4, taps_o=3), HEADS),
+    "output taps, MLP's too": config(
+        Attention(n_heads=3, d_head=4, taps_v=2, taps_o=2, mlp=MLP(16, taps=3)),
+        Attention(n_heads=2, d_head=6, taps_k=3, taps_o=3, mlp=MLP(9, "silu", taps=2)),
+        positions="rotary",
+        norm="rms",
+    ),
+    "output taps, post": config(
+        Conv(mlp=MLP(8, taps=3)), Attention(n_heads=3, d_head=4, taps_o=2), norm_place="post"
+    ),
+    "output taps, no output map": config(
+        Conv(), Attention(n_heads=3, d_head=4, output=False, taps_o=3)
+    ),
+    "output taps, no residual": config(
+        Attention(n_heads=3, d_head=4, taps_o=N_CTX), Conv(mlp=MLP(8, taps=2)), residual=False
+    ),
+    "key offset": config(OFFSET, HEADS),
+    "key offset, rotary": config(Conv(), OFFSET, positions="rotary", rotary_base=100.0),
     "not causal": config(Conv(), Attention(n_heads=3, d_head=4, causal=False)),
     # Positions.
     "rotary": config(Conv(), HEADS, positions="rotary", rotary_base=100.0),
@@ -225,9 +244,8 @@ def files(directory: Path) -> set[str]:
 
 
 def _layers(config_kind: str, width: int) -> st.SearchStrategy[Conv | Attention]:
-    mlps = st.none() | st.builds(
-        MLP, st.integers(1, 9), st.sampled_from(["relu", "gelu", "gelu_new", "silu"])
-    )
+    activations = st.sampled_from(["relu", "gelu", "gelu_new", "silu"])
+    mlps = st.none() | st.builds(MLP, st.integers(1, 9), activations, st.integers(1, 3))
     conv = st.builds(Conv, st.integers(1, 4), st.booleans(), st.booleans(), st.booleans(), mlps)
     even = config_kind == "rotary"
     heads = st.builds(
@@ -237,6 +255,7 @@ def _layers(config_kind: str, width: int) -> st.SearchStrategy[Conv | Attention]
         smear=st.booleans(),
         causal=st.just(True),
         bias=st.booleans(),
+        taps_o=st.integers(1, 3),
         mlp=mlps,
     )
     square = st.builds(

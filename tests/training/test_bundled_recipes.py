@@ -108,7 +108,7 @@ def narrow(recipe: Recipe, **changes: Any) -> Recipe:
 
 def test_there_are_the_reference_recipes_and_suites():
     assert {"conv-attn", "smeared-attn"} <= set(RECIPES)
-    assert set(SUITES) == {"formation", "course", "openwebtext"}
+    assert set(SUITES) == {"formation", "sites", "course", "openwebtext"}
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -106,12 +106,16 @@ def test_a_part_of_a_suite(file: Path):
     assert [run.recipe.name for run in suite.only(seeds=[3])] == NAMES[3:]
     with pytest.raises(ValueError, match=r"no member 'heldd'; it has held, plain"):
         suite.only(["heldd"])
+    assert [run.recipe.name for run in suite.only(corpora=["again"])] == NAMES[1::3]
+    with pytest.raises(ValueError, match=r"no corpus 'agan'; it has again, words"):
+        suite.only(corpora=["agan"])
     with pytest.raises(ValueError, match=r"no seed 1; it has 0, 3"):
         suite.only(seeds=[1])
 
 
-def test_bundled_suites_can_be_built():
-    suite = Suite.load("formation")
+@pytest.mark.parametrize("name", ["formation", "sites"])
+def test_bundled_suites_can_be_built(name: str):
+    suite = Suite.load(name)
     assert len(suite) == len({run.recipe.name for run in suite})
     assert {run.recipe.steps for run in suite} == {suite.runs[0].recipe.steps}
 

@@ -121,10 +121,10 @@ def _paths(
     stream: StreamParts, head: HeadMaps, activations: Activations
 ) -> Iterator[tuple[str, Stream]]:
     """What each path writes to the last stream."""
-    pattern, W_O = activations[head.attending.pattern][:, head.index], head.W_O
+    pattern = activations[head.attending.pattern][:, head.index]
     first, last = stream.end(head.layer), stream.end()
     for name, values in _values(stream, head.routes["v"], activations):
-        written = pattern @ values @ W_O
+        written = head.written(pattern @ values)
         yield f"{name} > {head.label}", stream.carry(written, activations, first, last)
 
 

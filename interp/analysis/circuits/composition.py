@@ -16,6 +16,7 @@ from interp.analysis.circuits.head_maps import (
     convolutions,
     lag_maps,
     layer_heads,
+    unmapped,
 )
 from interp.analysis.circuits.rotations import Baseline, Spectra, baseline, spectra
 from interp.models.linear import Channel, LinearLayer
@@ -123,15 +124,15 @@ def composition_scores(
             "n_surviving_below": int((survives & (chance.z < 0)).sum()),
             "survives": f"p_corrected < {FAMILY_WISE} (most extreme pair of each rotation)",
             "smallest_p": 2 / (1 + n_rotations),
-            "left_out": _left_out(gated),
+            "left_out": _left_out(gated, unmapped(firsts)),
             "versions": versions(),
         },
     )
 
 
-def _left_out(gated: Sequence[int]) -> str:
+def _left_out(gated: Sequence[int], late: Sequence[str]) -> str:
     between = [f"what L{layer} writes, by gates that depend on the tokens" for layer in gated]
-    return "; ".join(["biases", "ways through MLPs, convolutions and third heads", *between])
+    return "; ".join(["biases", "ways through MLPs, convolutions and third heads", *between, *late])
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.models.description import Attending, Sublayer
+from interp.models.description import Attending, Sublayer, Term
 from interp.models.linear import (
     CHANNELS,
     Channel,
@@ -175,11 +175,33 @@ class HeadMaps:
         return any(way.lags > 1 for way in self.routes.values())
 
     @property
+    def term(self) -> Term:
+        """What it writes."""
+        return self.sublayer.terms[self.index]
+
+    @property
     def W_O(self) -> Float[Tensor, "d_head d_model"]:
-        """From what it attended to, to what it writes."""
-        to_stream = self.sublayer.terms[self.index].to_stream
-        assert to_stream is not None
-        return to_stream()
+        """From what it attended to, to what it writes at the same position.
+
+        Through taps a head also writes at later ones: `unmapped` says so, and `written` has all.
+        """
+        return self.term.maps()[0]
+
+    @property
+    def W_O_by_lag(self) -> Float[Tensor, "lag d_head d_model"]:
+        """The same to what it writes at later positions, lag 0 first."""
+        return self.term.maps()
+
+    def written(self, z: Float[Tensor, "*_ pos d_head"]) -> Float[Tensor, "*_ pos d_model"]:
+        """All that it writes, from what it attended to at every position."""
+        return self.term.spread(self.term.mapped(z))
+
+    @property
+    def unmapped(self) -> tuple[str, ...]:
+        """What its map leaves out, for a provenance: what it writes after it has read."""
+        lags = self.term.lags
+        late = f"what L{self.layer} writes at lags 1 to {lags - 1} of its taps"
+        return (late,) if lags > 1 else ()
 
     @property
     def output(self) -> Float[Tensor, "d_head d_model"]:
@@ -368,6 +390,11 @@ def check_distance(viewed: View, heads: Collection[HeadMaps], distance: int) -> 
 def at_distance(heads: Iterable[HeadMaps], distance: int) -> dict[str, int]:
     """What a provenance says of the distance: nothing, where nothing turns."""
     return {"distance": distance} if any(head.turns for head in heads) else {}
+
+
+def unmapped(heads: Iterable[HeadMaps]) -> tuple[str, ...]:
+    """What one map per head leaves out: what goes through taps to later positions."""
+    return tuple(dict.fromkeys(name for head in heads for name in head.unmapped))
 
 
 def _attention(viewed: View, layer: int) -> Sublayer:

@@ -201,11 +201,12 @@ def _of_added_positions(maps: HeadMaps, read: HeadReads) -> HeadReads:
 def _left_out(maps: HeadMaps, read: HeadReads, channels: str) -> list[str]:
     """What the circuits of these channels leave out, by name; "v" goes on to the logits."""
     if not all(way.end.has_constants for way in maps.routes.values()):
-        return ["all biases"]
+        return ["all biases", *(maps.unmapped if "v" in channels else ())]
     names = {name for c, one in read.items() if c in channels for name in one.constants}
     if "v" in channels:
         last, (_, b_U) = maps.viewed.last_norm, maps.viewed.unembedding
         names.update(maps.sublayer.constants())
+        names.update(maps.unmapped)
         names.update(["unembed.b_U"] if b_U is not None else [])
         names.update([f"{last.name}.b"] if last is not None and last.offset is not None else [])
     return sorted(names)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from interp.analysis.circuits.head_maps import HeadMaps, layer_heads
+from interp.analysis.circuits.head_maps import HeadMaps, layer_heads, unmapped
 from interp.analysis.circuits.reads import mean_scales
 from interp.models.linear import wide
 from interp.models.shapes import Tokens
@@ -91,13 +91,17 @@ def copying_score(
             "model": viewed.name,
             "variant": variant,
             **({} if drawn is None else {"n": n, "seed": seed}),
-            "left_out": "biases; scales that are common factors",
+            "left_out": "; ".join(["biases", "scales that are common factors", *_unmapped(viewed)]),
             "versions": versions(),
         },
     }
     if drawn is None:
         return Result("copying_score", found[0].numpy(), ("value_lag", "head"), **details)
     return Result.from_samples("copying_score", found.numpy(), ("value_lag", "head"), **details)
+
+
+def _unmapped(viewed: View) -> tuple[str, ...]:
+    return unmapped(head for layer in viewed.heads for head in layer_heads(viewed, layer))
 
 
 def _check_reach(viewed: View) -> None:

@@ -58,7 +58,8 @@ class Entry:
         m̃ = m + Σ_i Δ_i W_i
 
     with W_i the map from what term i is read at to the stream: W_O for a head; none for a lag that
-    is a vector of the stream already (`written`).
+    is a vector of the stream already (`written`). Where m goes through a convolution on its way to
+    the stream, Δ_i W_i goes through it, too, and its lags are changed behind that.
 
     Attributes:
         layer: the first layer that has to run.
@@ -224,6 +225,7 @@ class _Joint:
 
     def _replace(self, hook: str) -> list[Edit]:
         here = [part.site for part in self.parts if not part.sender and self._where(part) == hook]
+        here.sort(key=lambda site: self.batch.rank(site.hook))
         edits = [Edit(site, site.of(self.batch.other[site.hook])) for site in here]
         if self.rotation is None or not edits:
             return edits
@@ -372,14 +374,23 @@ def written(name: str, edits: Sequence[Edit], clean: Activations) -> Stream:
 
     Terms that no edit touches are not multiplied out.
     """
-    out = clean[name]
+    out, summed = clean[name], []
     for hook in dict.fromkeys(edit.site.hook for edit in edits if edit.site.hook != name):
         here = _at(hook, edits)
-        difference = edited(clean[hook], here) - clean[hook]
         terms = {term.label: term for edit in here for term in edit.site.terms}
-        added = sum(term.written(difference) for term in terms.values())
         writer = here[0].site.writer
         assert writer is not None
+        if any(term.kind == "out.lag" for term in terms.values()):
+            # Lags sum up what the terms before them became: what is put in stands.
+            lags = clean[hook]
+            reached = [term.over_lags(x).transpose(0, 1) for term, x in summed]
+            before = lags + sum(reached, torch.zeros_like(lags))
+            out = out + (edited(before, here) - before).sum(1) / writer.scale
+            continue
+        difference = edited(clean[hook], here) - clean[hook]
+        changes = [(term, term.projected(difference)) for term in terms.values()]
+        summed += changes
+        added = sum(term.spread(x) for term, x in changes)
         # What is hooked is multiplied on the way to the stream, and terms are as they arrive there.
         out = out + added / writer.scale
     here = _at(name, edits)

@@ -7,6 +7,7 @@ A unit is written as follows, and these are the labels of results too:
 | `L1H3`                         | what head 3 of layer 1 attended to (`hook_z`), so its output |
 | `L1H3.q` `.k` `.v` `.pattern`  | its queries, keys, values, or where it looks                 |
 | `L0.lag1`                      | what lag 1 of a convolution adds                             |
+| `L1.attn.lag1` `L1.mlp.lag1`   | the same of taps on what attention, or an MLP, writes        |
 | `L1`                           | all that layer 1 writes: each of its mixers, and its MLP     |
 | `L1.attn` `L0.conv` `L1.mamba` `L1.mlp` | one of these                                        |
 | `L1.resid_pre` `.resid_mid` `.resid_post` | the stream                                        |
@@ -84,7 +85,8 @@ class Site:
         stream: the hook point at which a change of it shows as a change of the stream; None where
             it shows only through something that is not linear: queries, keys, patterns, neurons.
         writer: what computes it; None where that is not known, or it is the stream.
-        terms: those of the terms that the writer sums up of which it is a part.
+        terms: those of the terms that the writer sums up of which it is a part; of a convolution on
+            its way to the stream, its lags.
     """
 
     place: Place
@@ -105,7 +107,7 @@ class Site:
         terms = tuple(
             term
             for sublayer in viewed.sublayers(writer.layer)
-            for term in sublayer.terms
+            for term in (*sublayer.terms, *sublayer.lags)
             if term.place.hook == hook and _may_overlap(term.place.index, index)
         )
         in_stream = hook == writer.hook or bool(terms)
@@ -470,7 +472,7 @@ def _components(viewed: View) -> Iterator[Component]:
             yield Component(f"L{layer}.{name}", name, layer, 0, (site,))
         for sublayer in sublayers:
             of_kind: dict[str, int] = {}
-            for one in (*sublayer.terms, *sublayer.readers):
+            for one in (*sublayer.terms, *sublayer.lags, *sublayer.readers):
                 number = of_kind[one.kind] = of_kind.get(one.kind, -1) + 1
                 writer = sublayer.writer
                 stream, terms = (None, ()) if isinstance(one, Reader) else (writer.hook, (one,))

@@ -242,7 +242,7 @@ class HeadSums(Additive):
 
 
 def grams_of_weights(
-    read: HeadReads, moments: Moments, W_O: Float[Tensor, "d_head d_model"], turn: Tensor
+    read: HeadReads, moments: Moments, W_O: Float[Tensor, "d_head _"], turn: Tensor
 ) -> dict[Channel, LagGrams]:
     """The same from the embedding's moments, tokens at different positions being independent."""
     same = {c: _products(read[c], moments) for c in read}

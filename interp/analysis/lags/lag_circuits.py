@@ -48,7 +48,8 @@ class LagCircuits:
         qk: `qk[i, j]` [d_model d_model] is Q_i R K_jᵀ / √d_head, R being the rotation over
             `distance`: `x_{t-i} qk[i, j] x_{s-j}ᵀ` is this pair's part of the score.
         ov: `ov[j]` [d_model d_model] is V_j W_O: what the token at lag j of an attended position
-            writes.
+            writes. Where what heads write goes through taps, it is what is written at the query's
+            own position; `outputs` has all.
         scores: on given tokens, the part of every pair in every score, over "query_lag",
             "key_lag", "query" and "key". Constants stand beside the lags under the names of their
             parameters. All pairs add up to the model's scores; NaN where a query may not look.
@@ -299,7 +300,7 @@ def _on_sequence(head: HeadMaps, tokens: Tokens) -> tuple[Result, Result]:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(future, torch.nan)
     written = torch.einsum("qk,kjd->jqd", captured[attending.pattern][0, head.index], v.terms[0])
-    outputs = written @ head.W_O
+    outputs = head.written(written)
     positions, width = tuple(range(tokens.shape[1])), tuple(range(outputs.shape[-1]))
     origin = {
         **handed_in(viewed, tokens),

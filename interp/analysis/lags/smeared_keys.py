@@ -281,7 +281,7 @@ def _of_weights(
     moments = embedding_moments(viewed, frequencies)
     findings: dict[Place, Finding] = {}
     for label, one in read.items():
-        W_O, turn = heads[label].W_O, _turn(heads[label], distance)
+        W_O, turn = _outputs(heads[label]), _turn(heads[label], distance)
         for channel, grams in grams_of_weights(one, moments, W_O, turn).items():
             found = geometry(grams)
             findings[channel, label] = Finding(found.numbers, found.undefined)
@@ -306,7 +306,7 @@ def _on_tokens(
     streams = [_streams(heads, read, group) for group in groups]
     sums = [_sums(heads, read, group) for group in groups]
     measures = {
-        label: _Measure(one, heads[label].W_O, _turn(heads[label], distance))
+        label: _Measure(one, _outputs(heads[label]), _turn(heads[label], distance))
         for label, one in read.items()
     }
     sources = {head: one["k"].source for head, one in read.items()}
@@ -333,7 +333,7 @@ class _Measure:
     """From the sums of one head to its findings."""
 
     read: HeadReads
-    W_O: Float[Tensor, "d_head d_model"]
+    W_O: Float[Tensor, "d_head _"]
     turn: Float[Tensor, "d_head d_head"]
 
     def geometry_of(self, stream: Second, sums: HeadSums) -> dict[Channel, Geometry]:
@@ -446,6 +446,11 @@ def _chunks(tokens: Tokens) -> Sequence[Tensor]:
 
 def _total(parts: Iterable[Sums]) -> Sums:
     return functools.reduce(lambda one, other: one + other, parts)
+
+
+def _outputs(head: HeadMaps) -> Float[Tensor, "d_head _"]:
+    """From what it attended to, to all that it writes of it; lags of taps stand side by side."""
+    return torch.cat(list(head.W_O_by_lag), dim=-1)
 
 
 def _turn(head: HeadMaps, distance: int) -> Float[Tensor, "d_head d_head"]:

@@ -17,6 +17,7 @@ from interp.models.hooks import HookPoint
 from interp.models.kernels import Visibility
 from interp.models.layers.layer import LayerSpec, Mixer, offset_through
 from interp.models.layers.mlp import MLP
+from interp.models.layers.taps import current_alone, lags_written, through_taps
 from interp.models.linear import (
     CHANNELS,
     Channel,
@@ -47,6 +48,12 @@ class Attention(LayerSpec):
             before rotary positions; Primer, Inkling). 1 leaves them as they are.
         taps_k: the same for keys.
         taps_v: the same for values.
+        taps_o: the same for what attention writes to the stream, a scalar per channel of d_model
+            and lag, behind W_O and before b_O (Inkling, Canon C).
+        key_offset: every head takes half of its keys' channels one token late, and the first token
+            has nothing there: taps of 0 and 1 that are not trained (modded-nanogpt's partial key
+            offset). With rotary positions both channels of a pair are late, and those pairs that
+            turn more slowly.
         causal: False lets a query see later keys.
         output: False leaves out W_O; the heads' values are concatenated into the stream.
         bias: whether there are b_Q, b_K, b_V and, with an output map, b_O.
@@ -69,23 +76,36 @@ class Attention(LayerSpec):
     taps_q: int = 1
     taps_k: int = 1
     taps_v: int = 1
+    taps_o: int = 1
+    key_offset: bool = False
     mlp: MLP | None = None
 
     def __post_init__(self) -> None:
         require_positive("Attention", n_heads=self.n_heads, d_head=self.d_head)
         taps = {"taps_q": self.taps_q, "taps_k": self.taps_k, "taps_v": self.taps_v}
-        require_positive("Attention", **taps)
+        require_positive("Attention", **taps, taps_o=self.taps_o)
+        flags = {"smear": self.smear, "causal": self.causal, "output": self.output}
+        flags |= {"key_offset": self.key_offset}
+        require_flags("Attention", bias=self.bias, positions=self.positions, **flags)
         require(
             not self.smear or self.taps_k == 1,
             "Attention: smear=True mixes keys with the key before, and so do "
             f"taps_k={self.taps_k}; choose one of them",
         )
-        flags = {"smear": self.smear, "causal": self.causal, "output": self.output}
-        require_flags("Attention", bias=self.bias, positions=self.positions, **flags)
+        require(
+            not self.key_offset or not (self.smear or self.taps_k > 1),
+            "Attention: key_offset=True takes channels of a key from the token before, and so do "
+            f"smear={self.smear} and taps_k={self.taps_k}; choose one of them",
+        )
+        require(
+            not self.key_offset or self.d_head % 4 == 0,
+            f"Attention: key_offset=True moves half of the pairs of channels, but d_head="
+            f"{self.d_head} is no multiple of 4; use one that is",
+        )
 
     def check(self, index: int, config: "ModelConfig") -> None:
         """Widths fit where they have to, and positions are there to be hidden or turned."""
-        longest = max(self.taps_q, self.taps_k, self.taps_v)
+        longest = max(self.taps_q, self.taps_k, self.taps_v, self.taps_o, 1 + self.key_offset)
         require(
             longest <= config.n_ctx,
             f"layer {index}: {longest} taps read further back than n_ctx={config.n_ctx}; use at "
@@ -130,10 +150,10 @@ class Attention(LayerSpec):
         return replace(self, bias=True) if self.affine_norm(config) else self
 
     def multiply_adds(self, d_model: int) -> int:
-        """W_Q, W_K, W_V and W_O, smearing and taps."""
+        """W_Q, W_K, W_V and W_O, smearing and taps; an offset only moves channels."""
         width = self.n_heads * self.d_head
         taps = sum(n for n in (self.taps_q, self.taps_k, self.taps_v) if n > 1)
-        mixed = width * (taps + 2 * self.smear)
+        mixed = width * (taps + 2 * self.smear) + d_model * (self.taps_o if self.taps_o > 1 else 0)
         return mixed + d_model * width * (4 if self.output else 3)
 
     def attention_multiply_adds(self, n_ctx: int) -> float:
@@ -211,7 +231,11 @@ class MultiHeadAttention(Mixer):
     `smear [head]`, the mixing weight α before the sigmoid, and `taps_Q taps_K taps_V [lag head
     d_head]`. What is smeared or tapped is at `hook_smeared_q`, `hook_smeared_k`, `hook_smeared_v`,
     each lag's term of it at `hook_q_lags`, `hook_k_lags`, `hook_v_lags` [batch lag pos head
-    d_head]. With no output map W_O is a fixed identity.
+    d_head]. A key offset is a fixed `taps_K`. With no output map W_O is a fixed identity.
+
+    With `taps_O [lag d_model]`, what the heads write goes through them, and b_O is added behind;
+    each lag's term is at `hook_out_lags` [batch lag pos d_model], and z of a padding position is
+    zero.
 
     The layer runs the fused kernel; `hook_attn_scores` and `hook_pattern` [batch head query key],
     `hook_result` [batch pos head d_model] and `hook_log_sum_exp` [batch query head] are computed
@@ -237,6 +261,7 @@ class MultiHeadAttention(Mixer):
     taps_Q: Tensor | None  # noqa: N815 - named for the map that they follow
     taps_K: Tensor | None  # noqa: N815
     taps_V: Tensor | None  # noqa: N815
+    taps_O: Tensor | None  # noqa: N815
     hook_q: HookPoint
     hook_k: HookPoint
     hook_v: HookPoint
@@ -271,11 +296,18 @@ class MultiHeadAttention(Mixer):
         for hook in ["attn_scores", "pattern", "log_sum_exp"]:
             setattr(self, f"hook_{hook}", HookPoint())
         for channel, taps in zip(CHANNELS, (spec.taps_q, spec.taps_k, spec.taps_v), strict=True):
-            weight = nn.Parameter(_first_alone(taps, heads, width)) if taps > 1 else None
-            self.register_parameter(f"taps_{channel.upper()}", weight)
-            if taps > 1 or (spec.smear and channel == "k"):
+            weight = nn.Parameter(current_alone(taps, heads, width)) if taps > 1 else None
+            if channel == "k" and spec.key_offset:
+                self.register_buffer("taps_K", _half_late(heads, width), persistent=False)
+            else:
+                self.register_parameter(f"taps_{channel.upper()}", weight)
+            if taps > 1 or (channel == "k" and (spec.smear or spec.key_offset)):
                 setattr(self, f"hook_{channel}_lags", HookPoint(pos_dim=-3))
                 setattr(self, f"hook_smeared_{channel}", HookPoint(pos_dim=-3))
+        taps = nn.Parameter(current_alone(spec.taps_o, d_model)) if spec.taps_o > 1 else None
+        self.register_parameter("taps_O", taps)
+        if taps is not None:
+            self.hook_out_lags = HookPoint()
         if rotary is not None:
             self.hook_rot_q, self.hook_rot_k = HookPoint(pos_dim=-3), HookPoint(pos_dim=-3)
 
@@ -308,7 +340,10 @@ class MultiHeadAttention(Mixer):
         v = self._mixed("v", self.hook_v(_project(x, self.W_V, self.b_V)), key_mask)
         if self.rotary is not None:
             q, k = self.hook_rot_q(self.rotary(q)), self.hook_rot_k(self.rotary(k))
-        return self._write(self.hook_z(self._attend(q, k, v, Visibility(self.causal, key_mask))))
+        z = self._attend(q, k, v, Visibility(self.causal, key_mask))
+        if self.taps_O is not None and key_mask is not None:
+            z = z * key_mask[..., None, None]
+        return self._write(self.hook_z(z))
 
     def _mixed(self, channel: Channel, x: Heads, key_mask: KeyMask | None) -> Heads:
         """With those before them, where there are taps or smearing."""
@@ -358,15 +393,23 @@ class MultiHeadAttention(Mixer):
         return F.dropout(pattern, dropout) @ v
 
     def _write(self, z: Heads) -> Stream:
+        if self.taps_O is None and not self.hook_result.is_listened_to():
+            return self._projected(z, self.b_O)
         if self.hook_result.is_listened_to():
             out = self.hook_result(self.results(z)).sum(dim=2)
-            return out if self.b_O is None else out + self.b_O
+        else:
+            out = self._projected(z, None)
+        if self.taps_O is not None:
+            out = through_taps(out, self.taps_O, self.hook_out_lags)
+        return out if self.b_O is None else out + self.b_O
+
+    def _projected(self, z: Heads, bias: Tensor | None) -> Stream:
         if not self.has_output_map:
             return z.flatten(2)
-        return F.linear(z.flatten(2), self.W_O.flatten(0, 1).T, self.b_O)
+        return F.linear(z.flatten(2), self.W_O.flatten(0, 1).T, bias)
 
     def results(self, z: Heads) -> Results:
-        """What each head writes to the stream, without b_O."""
+        """What each head writes to the stream, without b_O; before taps, where there are any."""
         return torch.einsum("bphd,hdm->bphm", z, self.W_O)
 
     @property
@@ -396,8 +439,15 @@ class MultiHeadAttention(Mixer):
     def terms(self, layer: int) -> Iterator[Term]:
         """Each head, from what it attended to."""
         hook = f"blocks.{layer}.attn.hook_z"
+        taps = None if self.taps_O is None else partial(wide, self.taps_O)
         for head, W_O in enumerate(self.W_O):
-            yield Term(f"L{layer}H{head}", "head", Place(hook, (ALL, head)), partial(wide, W_O))
+            place, to_stream = Place(hook, (ALL, head)), partial(wide, W_O)
+            yield Term(f"L{layer}H{head}", "head", place, to_stream, taps)
+
+    def lags_written(self, layer: int) -> Iterator[Term]:
+        """What each lag adds, where there are taps on what the heads write."""
+        hook = f"blocks.{layer}.attn.hook_out_lags"
+        yield from lags_written(f"L{layer}.attn", hook, self.taps_O)
 
     def readers(self, layer: int) -> Iterator[Reader]:
         """Each head's queries, keys and values, and where it looks."""
@@ -520,8 +570,7 @@ class Tapped(LinearChannel):
         return (move(x * row, lag) for lag, row in enumerate(self.taps))
 
 
-def _first_alone(n: int, heads: int, width: int) -> Float[Tensor, "lag head d_head"]:
-    """Taps to begin with: the current token as it is, and nothing of those before."""
-    taps = torch.zeros(n, heads, width)
-    taps[0] = 1
-    return taps
+def _half_late(heads: int, width: int) -> Float[Tensor, "lag head d_head"]:
+    """Taps of 0 and 1: channels i and i + d_head / 2, a rotary pair, are late together."""
+    late = (torch.arange(width) % (width // 2)) >= width // 4
+    return torch.stack([~late, late]).to(torch.get_default_dtype())[:, None].repeat(1, heads, 1)

@@ -112,6 +112,10 @@ class Mixer(nn.Module, ABC):
     def terms(self, layer: int) -> Iterator[Term]:
         """The terms that its sum is made of, but for its bias."""
 
+    def lags_written(self, layer: int) -> Iterator[Term]:
+        """The same sum by lag, where it goes through taps on its way to the stream."""
+        return iter(())
+
     def readers(self, layer: int) -> Iterator[Reader]:
         """What it reads that can be told apart: queries, keys and values."""
         return iter(())

@@ -1,17 +1,22 @@
 """The optional second half of a block: two linear maps with a nonlinearity between them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interp.models.checks import require_choice, require_positive
+from interp.models.checks import require, require_choice, require_positive
+from interp.models.description import Term
 from interp.models.hooks import HookPoint
 from interp.models.layers.layer import fold_into, offset_through
-from interp.models.shapes import Stream
+from interp.models.layers.taps import current_alone, lags_written, through_taps
+from interp.models.shapes import KeyMask, Stream
+
+if TYPE_CHECKING:
+    from interp.models.config import ModelConfig
 
 Activation = Literal["relu", "gelu", "gelu_new", "silu"]
 
@@ -30,24 +35,43 @@ class MLP:
     Args:
         d_mlp: neurons.
         activation: relu, gelu, gelu_new (GPT-2's approximation) or silu.
+        taps: how many tokens' sums each token gets: 3 are its own and those of the two before, each
+            with a trained scalar per channel (a depthwise convolution on what the MLP writes;
+            Inkling, Canon D). 1 leaves it as it is.
     """
 
     d_mlp: int
     activation: Activation = "gelu"
+    taps: int = 1
 
     def __post_init__(self) -> None:
-        require_positive("MLP", d_mlp=self.d_mlp)
+        require_positive("MLP", d_mlp=self.d_mlp, taps=self.taps)
         require_choice("MLP", "activation", self.activation, Activation)
+
+    def check(self, index: int, config: "ModelConfig") -> None:
+        """The taps fit into the context."""
+        require(
+            self.taps <= config.n_ctx,
+            f"layer {index}: the MLP's {self.taps} taps read further back than "
+            f"n_ctx={config.n_ctx}; use at most {config.n_ctx} taps or a longer context",
+        )
 
     def multiply_adds(self, d_model: int) -> int:
         """Products of activations with weights, per token."""
-        return 2 * d_model * self.d_mlp
+        return d_model * (2 * self.d_mlp + (self.taps if self.taps > 1 else 0))
 
 
 class FeedForward(nn.Module):
-    """act(x W_in + b_in) W_out + b_out, with `hook_pre` and `hook_post` around the activation."""
+    """act(x W_in + b_in) W_out + b_out, with `hook_pre` and `hook_post` around the activation.
+
+    With `taps_out [lag d_model]`, what the neurons write, but for b_out, goes through them; each
+    lag's term is at `hook_out_lags [batch lag pos d_model]`, and the neurons of a padding position
+    are zero.
+    """
 
     matrices: ClassVar[Mapping[str, str]] = {"W_in": "i o -> 1 o i", "W_out": "i o -> 1 o i"}
+
+    taps_out: Tensor | None
 
     def __init__(self, d_model: int, spec: MLP):
         super().__init__()
@@ -58,12 +82,24 @@ class FeedForward(nn.Module):
         self.activate = ACTIVATIONS[spec.activation]
         self.hook_pre = HookPoint()
         self.hook_post = HookPoint()
+        taps = nn.Parameter(current_alone(spec.taps, d_model)) if spec.taps > 1 else None
+        self.register_parameter("taps_out", taps)
+        if taps is not None:
+            self.hook_out_lags = HookPoint()
 
-    def forward(self, x: Stream) -> Stream:
+    def forward(self, x: Stream, key_mask: KeyMask | None = None) -> Stream:
         """What the neurons write to the stream."""
-        pre = self.hook_pre(F.linear(x, self.W_in.T, self.b_in))
-        post = self.hook_post(self.activate(pre))
-        return F.linear(post, self.W_out.T, self.b_out)
+        post = self.activate(self.hook_pre(F.linear(x, self.W_in.T, self.b_in)))
+        if self.taps_out is None:
+            return F.linear(self.hook_post(post), self.W_out.T, self.b_out)
+        post = self.hook_post(post if key_mask is None else post * key_mask[..., None])
+        written = F.linear(post, self.W_out.T)
+        return through_taps(written, self.taps_out, self.hook_out_lags) + self.b_out
+
+    def lags_written(self, layer: int) -> Iterator[Term]:
+        """What each lag adds, where there are taps."""
+        hook = f"blocks.{layer}.mlp.hook_out_lags"
+        yield from lags_written(f"L{layer}.mlp", hook, self.taps_out)
 
     def fan_in(self, name: str, weight: Tensor) -> int:
         """How many numbers one output of this weight adds up."""
