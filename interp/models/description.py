@@ -241,8 +241,6 @@ class Sublayer:
     Attributes:
         writer: the whole of what it adds, and when it reads and writes.
         terms: what the sum is made of; empty where it is opaque.
-        lags: the same sum by lag, where it goes through a convolution on its way to the stream:
-            units, and no further terms.
         constants: gives what it adds whatever it reads, by the name of the parameter.
         readers: its queries, keys and values, where it has such.
         norm: the norm before it, or behind the stream that it wrote to (`post_norm`).
@@ -250,11 +248,12 @@ class Sublayer:
         behind: a norm between what it computes and what it adds.
         linear: gives it as a linear map given frozen factors; None where it is none.
         attending: how its heads attend; None where it has none.
+        lags: the same sum by lag, where it goes through a convolution on its way to the stream:
+            units, and no further terms.
     """
 
     writer: Writer
     terms: tuple[Term, ...] = ()
-    lags: tuple[Term, ...] = ()
     constants: Callable[[], Mapping[str, Float[Tensor, " d_model"]]] = dict
     readers: tuple[Reader, ...] = ()
     norm: FrozenNorm | None = None
@@ -262,3 +261,4 @@ class Sublayer:
     behind: FrozenNorm | None = None
     linear: Callable[[], LinearLayer] | None = None
     attending: Attending | None = None
+    lags: tuple[Term, ...] = ()

@@ -25,6 +25,8 @@ ZOO = (
     "no residual, rms, MLP",
     "tied, no unembedding bias",
     "deep",
+    "output taps, MLP's too",
+    "key offset, rotary",
 )
 NAMES = (*BUNDLED, *ZOO)
 
