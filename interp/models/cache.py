@@ -66,12 +66,10 @@ class ActivationCache(_ActivationCache):
         if mode not in modes:
             raise ValueError(f"mode is {mode!r}; choose one of {', '.join(modes)}")
         layer = self._layer(layer, mlp_input)
-        groups = chain(
-            self._embeddings() if incl_embeds else (), self._sublayers(layer, mlp_input, mode)
-        )
+        embeddings = self._embeddings() if incl_embeds else ()
+        groups = chain(embeddings, self._sublayers(layer, mlp_input, mode))
         finish = self._finish(layer, mlp_input, apply_ln, pos_slice)
-        stack, labels = self._collect(groups, finish)
-        return (stack, labels) if return_labels else stack
+        return self._collect(groups, finish, return_labels)
 
     def accumulated_resid(
         self,
@@ -112,8 +110,7 @@ class ActivationCache(_ActivationCache):
             written = [results.sum(0) for _, results in groups]
             groups.append((["remainder"], (self._stream_before(layer) - sum(written))[None]))
         finish = self._finish(layer, False, apply_ln, pos_slice)
-        stack, labels = self._collect(groups, finish)
-        return (stack, labels) if return_labels else stack
+        return self._collect(groups, finish, return_labels)
 
     def get_full_resid_decomposition(
         self,
@@ -140,8 +137,7 @@ class ActivationCache(_ActivationCache):
             [(["bias"], bias.expand_as(self["hook_embed"])[None])],
         )
         finish = self._finish(layer, mlp_input, apply_ln, pos_slice, project_output_onto)
-        stack, labels = self._collect(groups, finish)
-        return (stack, labels) if return_labels else stack
+        return self._collect(groups, finish, return_labels)
 
     def logit_attrs(self, *args: Any, **kwargs: Any) -> Any:
         """TransformerLens's `logit_attrs`.
@@ -215,14 +211,14 @@ class ActivationCache(_ActivationCache):
         return finish
 
     def _collect(
-        self, groups: Iterable[Group], finish: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, list[str]]:
+        self, groups: Iterable[Group], finish: Callable[[Tensor], Tensor], return_labels: bool
+    ) -> Any:
         nothing = torch.empty_like(self["hook_embed"])[None][:0]
         labels, stacks = [], [finish(nothing)]
         for names, stack in groups:
             labels += names
             stacks.append(finish(stack))
-        return torch.cat(stacks), labels
+        return (torch.cat(stacks), labels) if return_labels else torch.cat(stacks)
 
     def _stream_before(self, layer: int) -> Tensor:
         if layer == len(self.model.blocks):

@@ -62,6 +62,16 @@ def moving(key_mask: KeyMask | None) -> Move:
     return lambda x, lag: later(x * key_mask[..., None], lag)
 
 
+def by_lag(terms: Iterable[Tensor], parts: Parts) -> Parts:
+    """What the terms of each lag add, by how far back it comes from in all: lags add up."""
+    terms, n = list(terms), len(parts)
+    place = torch.broadcast_shapes(parts.shape[1:], *(term.shape[1:] for term in terms))
+    out = parts.new_zeros(n + len(terms) - 1, *place)
+    for lag, term in enumerate(terms):
+        out[lag : lag + n] += term
+    return out
+
+
 def everywhere(row: Float[Tensor, " _"], n_pos: int) -> Float[Tensor, "1 pos _"]:
     """The same vector at every position."""
     return row.expand(1, n_pos, -1)
@@ -213,13 +223,9 @@ class LinearLayer(ABC):
 
     def written(self, parts: Parts, frozen: Frozen, move: Move) -> Parts:
         """The parts before a post-norm."""
-        terms = list(self.terms(self._enter(parts, frozen), frozen, move))
-        n, place = len(parts), torch.broadcast_shapes(parts.shape[1:], terms[0].shape[1:])
-        out = parts.new_zeros(n + self.lags - 1, *place)
-        for lag, term in enumerate(terms):
-            out[lag : lag + n] += term
+        out = by_lag(self.terms(self._enter(parts, frozen), frozen, move), parts)
         if self.residual:
-            out[:n] += parts
+            out[: len(parts)] += parts
         return out
 
     def _enter(self, x: Tensor, frozen: Frozen) -> Tensor:
@@ -329,9 +335,4 @@ class LinearChannel:
         return (x if self.norm is None else self.norm(x, self._scale(frozen))) @ self.weight
 
     def _mixed(self, x: Float[Tensor, "_ ... d_head"], move: Move) -> Tensor:
-        terms = list(self.over_lags(x, move))
-        place = torch.broadcast_shapes(*(term.shape[1:] for term in terms))
-        out = x.new_zeros(len(x) + len(terms) - 1, *place)
-        for lag, term in enumerate(terms):
-            out[lag : lag + len(x)] += term
-        return out
+        return by_lag(self.over_lags(x, move), x)

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack, cast
+from typing import Any, ClassVar, Self, TypedDict, Unpack, cast
 
 from torch import Tensor
 
@@ -129,12 +129,11 @@ class HookedConvAttn(_Preset):
         return cls._of_course(state_dict, course.CONV_ATTN, n_ctx, causal)
 
 
-class HookedAttnAttn(_Preset):
-    """Two attention layers: the smallest ordinary transformer that can do induction.
+class _Heads(_Preset):
+    """As many attention layers as the class says, and nothing else."""
 
-    >>> HookedAttnAttn(d_vocab=100, d_model=32, n_heads=4, n_ctx=16).attention_layers
-    (0, 1)
-    """
+    n_layers: ClassVar[int] = 1
+    smear: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -147,8 +146,19 @@ class HookedAttnAttn(_Preset):
         bias: bool = True,
         **options: Unpack[Options],
     ):
-        head = Attention(n_heads, _head_width(d_model, n_heads, d_head), bias=bias)
-        self._build((head, head), options, d_vocab=d_vocab, d_model=d_model, n_ctx=n_ctx)
+        width = _head_width(d_model, n_heads, d_head)
+        layers = (Attention(n_heads, width, smear=self.smear, bias=bias),) * self.n_layers
+        self._build(layers, options, d_vocab=d_vocab, d_model=d_model, n_ctx=n_ctx)
+
+
+class HookedAttnAttn(_Heads):
+    """Two attention layers: the smallest ordinary transformer that can do induction.
+
+    >>> HookedAttnAttn(d_vocab=100, d_model=32, n_heads=4, n_ctx=16).attention_layers
+    (0, 1)
+    """
+
+    n_layers = 2
 
     @classmethod
     def from_course(
@@ -162,29 +172,15 @@ class HookedAttnAttn(_Preset):
         return cls._of_course(state_dict, course.ATTN_ATTN, n_ctx, causal)
 
 
-class HookedAttn(_Preset):
+class HookedAttn(_Heads):
     """One attention layer: the control, which cannot do induction (Elhage et al. 2021).
 
     >>> HookedAttn(d_vocab=100, d_model=32, n_heads=4, n_ctx=16).attention_layers
     (0,)
     """
 
-    def __init__(
-        self,
-        *,
-        d_vocab: int,
-        d_model: int = 512,
-        n_heads: int = 8,
-        d_head: int | None = None,
-        n_ctx: int = 512,
-        bias: bool = True,
-        **options: Unpack[Options],
-    ):
-        head = Attention(n_heads, _head_width(d_model, n_heads, d_head), bias=bias)
-        self._build((head,), options, d_vocab=d_vocab, d_model=d_model, n_ctx=n_ctx)
 
-
-class HookedSmearedAttn(_Preset):
+class HookedSmearedAttn(_Heads):
     """One attention layer with smeared keys (Olsson et al. 2022, argument 2).
 
     Each head mixes a key with the one before it by a trained scalar. One layer is then enough for
@@ -194,19 +190,7 @@ class HookedSmearedAttn(_Preset):
     torch.Size([4])
     """
 
-    def __init__(
-        self,
-        *,
-        d_vocab: int,
-        d_model: int = 512,
-        n_heads: int = 8,
-        d_head: int | None = None,
-        n_ctx: int = 512,
-        bias: bool = True,
-        **options: Unpack[Options],
-    ):
-        head = Attention(n_heads, _head_width(d_model, n_heads, d_head), smear=True, bias=bias)
-        self._build((head,), options, d_vocab=d_vocab, d_model=d_model, n_ctx=n_ctx)
+    smear = True
 
 
 class HookedGPT(_Preset):
@@ -256,4 +240,5 @@ def available() -> tuple[str, ...]:
     return tuple(bundled())
 
 
-HubMixin.architectures.pop("_Preset", None)
+for _abstract in (_Preset, _Heads):
+    del HubMixin.architectures[_abstract.__name__]

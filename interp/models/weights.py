@@ -24,6 +24,30 @@ OutputMaps = Float[Tensor, "layer head d_head d_model"]
 HeadBiases = Float[Tensor, "layer head d_head"]
 
 
+def _stacked(name: str) -> Any:
+    """A property: this weight of every layer with heads; a bias is zero where there is none."""
+
+    def of_layer(attn: MultiHeadAttention) -> Tensor:
+        if (weight := getattr(attn, name)) is None:
+            shape = attn.W_O.shape[-1:] if name == "b_O" else attn.W_Q.shape[::2]
+            return attn.W_Q.new_zeros(shape)
+        return weight
+
+    def stack(self: "WeightsMixin") -> Tensor:
+        weights = [of_layer(self.attn(layer)) for layer in self.attention_layers]
+        if not weights:
+            raise ValueError(f"{name}: this model has no attention layer")
+        shapes = {tuple(tensor.shape) for tensor in weights}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"{name} cannot be stacked: its shapes differ between layers {sorted(shapes)}; "
+                "use model.attn(layer) for one layer at a time"
+            )
+        return torch.stack(weights)
+
+    return property(stack)
+
+
 class WeightsMixin(nn.Module):
     """Read-only views. A stack runs over `attention_layers`: conv layers have no heads."""
 
@@ -66,18 +90,6 @@ class WeightsMixin(nn.Module):
             )
         return self.blocks[layer].conv
 
-    def _stack_heads(self, name: str, weight: Callable[[MultiHeadAttention], Tensor]) -> Tensor:
-        stack = [weight(self.attn(layer)) for layer in self.attention_layers]
-        if not stack:
-            raise ValueError(f"{name}: this model has no attention layer")
-        shapes = {tuple(tensor.shape) for tensor in stack}
-        if len(shapes) > 1:
-            raise ValueError(
-                f"{name} cannot be stacked: its shapes differ between layers {sorted(shapes)}; "
-                "use model.attn(layer) for one layer at a time"
-            )
-        return torch.stack(stack)
-
     @property
     def W_E(self) -> Float[Tensor, "vocab d_model"]:
         """The embedding."""
@@ -101,45 +113,22 @@ class WeightsMixin(nn.Module):
         bias = self.unembed.b_U
         return self.W_U.new_zeros(self.W_U.shape[1]) if bias is None else bias
 
-    @property
-    def W_Q(self) -> HeadMaps:
-        """Queries."""
-        return self._stack_heads("W_Q", lambda attn: attn.W_Q)
-
-    @property
-    def W_K(self) -> HeadMaps:
-        """Keys, before smearing."""
-        return self._stack_heads("W_K", lambda attn: attn.W_K)
-
-    @property
-    def W_V(self) -> HeadMaps:
-        """Values."""
-        return self._stack_heads("W_V", lambda attn: attn.W_V)
-
-    @property
-    def W_O(self) -> OutputMaps:
-        """Outputs; slices of the identity where a layer has no output map."""
-        return self._stack_heads("W_O", lambda attn: attn.W_O)
-
-    @property
-    def b_Q(self) -> HeadBiases:
-        """Query biases, zero where there are none."""
-        return self._stack_heads("b_Q", lambda attn: _head_bias(attn, attn.b_Q))
-
-    @property
-    def b_K(self) -> HeadBiases:
-        """Key biases, zero where there are none."""
-        return self._stack_heads("b_K", lambda attn: _head_bias(attn, attn.b_K))
-
-    @property
-    def b_V(self) -> HeadBiases:
-        """Value biases, zero where there are none."""
-        return self._stack_heads("b_V", lambda attn: _head_bias(attn, attn.b_V))
-
-    @property
-    def b_O(self) -> Float[Tensor, "layer d_model"]:
-        """Output biases, zero where there are none."""
-        return self._stack_heads("b_O", lambda attn: _output_bias(attn))
+    W_Q: HeadMaps = _stacked("W_Q")
+    """Queries."""
+    W_K: HeadMaps = _stacked("W_K")
+    """Keys, before smearing."""
+    W_V: HeadMaps = _stacked("W_V")
+    """Values."""
+    W_O: OutputMaps = _stacked("W_O")
+    """Outputs; slices of the identity where a layer has no output map."""
+    b_Q: HeadBiases = _stacked("b_Q")
+    """Query biases, zero where there are none."""
+    b_K: HeadBiases = _stacked("b_K")
+    """Key biases, zero where there are none."""
+    b_V: HeadBiases = _stacked("b_V")
+    """Value biases, zero where there are none."""
+    b_O: Float[Tensor, "layer d_model"] = _stacked("b_O")
+    """Output biases, zero where there are none."""
 
     @property
     def QK(self) -> FactoredMatrix:
@@ -194,11 +183,3 @@ class WeightsMixin(nn.Module):
         bias = self.b_U[tokens]
         offset = getattr(self.ln_final, "b", None)
         return bias if offset is None else bias + (self.W_U.T[tokens] * offset).sum(-1)
-
-
-def _head_bias(attn: MultiHeadAttention, bias: Tensor | None) -> Tensor:
-    return attn.W_Q.new_zeros(attn.W_Q.shape[::2]) if bias is None else bias
-
-
-def _output_bias(attn: MultiHeadAttention) -> Tensor:
-    return attn.W_O.new_zeros(attn.W_O.shape[-1]) if attn.b_O is None else attn.b_O

@@ -95,11 +95,8 @@ def of(result: Result) -> AttentionView:
     Raises:
         ValueError: the result has other axes.
     """
-    if result.axes != ("head", "query", "key"):
-        raise ValueError(
-            f"{result.name} has axes {result.axes}; an attention view needs head, query and key: "
-            "choose several heads with sel(head=[...])"
-        )
+    what = "an attention view needs head, query and key: choose several with sel(head=[...])"
+    style.require(result, result.axes == ("head", "query", "key"), what)
     words = result.provenance.get("words", result.labels["query"])
     return view([str(word) for word in words], result.values, [*map(str, result.labels["head"])])
 

@@ -44,13 +44,11 @@ def by_position(result: Result, axis: str) -> go.Figure:
     values, error = (np.transpose(x, order) for x in (result.values, style.errors(result)))
     names, values, error = _largest(result.labels[axis], values, error)
     positions = result.labels["position"]
-    hover = [
-        [
-            f"{style.bold(name)} at {style.text(position)}<br>{rounded(*reading)}"
-            for position, *reading in zip(positions, *row, strict=True)
-        ]
-        for name, *row in zip(names, values, error, strict=True)
-    ]
+
+    def hover(i: int, j: int) -> str:
+        where = f"{style.bold(names[i])} at {style.text(positions[j])}"
+        return f"{where}<br>{rounded(values[i, j], error[i, j])}"
+
     numbers = all(isinstance(position, int | float | np.number) for position in positions)
     across = Axis("position", None if numbers else positions, look={"showgrid": False})
     at = {"x": positions} if numbers else {}

@@ -1,6 +1,7 @@
 """A circuit among chosen tokens or positions as a heatmap, and what positions say by distance."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -34,11 +35,8 @@ def entries(result: Result) -> go.Figure:
     Raises:
         ValueError: other axes than two that belong together.
     """
-    if len(result.axes) != 2 or result.axes[0] not in ROWS or result.axes[1] not in COLUMNS:
-        raise ValueError(
-            f"{result.name} has the axes {result.axes}; a circuit is drawn of two, such as "
-            "query_token and key_token"
-        )
+    is_pair = any(result.axes == pair for pair in product(ROWS, COLUMNS))
+    style.require(result, is_pair, "a circuit is drawn of two, such as query_token and key_token")
     cell = min(CELL, PLOT / max(result.values.shape))
     largest = float(np.abs(result.values).max(initial=0))
     digits = 2 if largest < 1 else 1 if largest < 10 else 0
@@ -64,19 +62,16 @@ def _axis(axis: str, labels: Sequence[object]) -> Axis:
     return Axis(style.plain(axis), names, shown=len(names) <= LABELLED)
 
 
-def _hover(result: Result) -> list[list[str]] | str:
+def _hover(result: Result) -> Callable[[int, int], str] | str:
     roles = [style.words(axis) for axis in result.axes]
     if result.values.size > IN_FULL:
         # The axes know the words; a text for each of a million cells would take 150 MB.
         return f"{roles[0]} <b>%{{y}}</b><br>{roles[1]} <b>%{{x}}</b><br>%{{z:.4~g}}"
     down, across = ([style.token(label) for label in result.labels[axis]] for axis in result.axes)
-    return [
-        [
-            f"{roles[0]} <b>{row}</b><br>{roles[1]} <b>{column}</b><br>{rounded(value)}"
-            for column, value in zip(across, line, strict=True)
-        ]
-        for row, line in zip(down, result.values, strict=True)
-    ]
+    return lambda i, j: (
+        f"{roles[0]} <b>{down[i]}</b><br>{roles[1]} <b>{across[j]}</b>"
+        f"<br>{rounded(result.values[i, j])}"
+    )
 
 
 @draws("value_lag")
@@ -94,10 +89,8 @@ def by_distance(result: Result) -> go.Figure:
     Raises:
         ValueError: other axes than "term" and "distance".
     """
-    if result.axes != ("term", "distance"):
-        raise ValueError(
-            f"{result.name} has the axes {result.axes}; the terms are drawn together, over distance"
-        )
+    both = result.axes == ("term", "distance")
+    style.require(result, both, "the terms are drawn together, over distance")
     mean, spread = (result.sel(term=term).values for term in ("positions", "tokens"))
     line = Line(
         "positions alone",

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -59,11 +58,8 @@ class _Panel:
     def tiles(self) -> Tiles:
         """The excess of every pair; of very many pairs hovering shows nothing more."""
         excess = self.cells["excess"].round(5)
-        rows, columns = map(range, excess.shape)
-        kind = style.text(graph.name_of(self.kind))
-        hover: Any = f"<b>%{{y}} → %{{x}}</b>, {kind}<br>excess %{{z}}"
-        if excess.size <= MOST_TEXTS:  # a page holds each text
-            hover = [[self.hover(i, j) for j in columns] for i in rows]
+        short = f"<b>%{{y}} → %{{x}}</b>, {style.text(graph.name_of(self.kind))}<br>excess %{{z}}"
+        hover = self.hover if excess.size <= MOST_TEXTS else short  # a page holds each text
         axes = Axis("source", self.sources), Axis("target", self.targets)
         return Tiles(excess, *axes, hover, self.kind, unit="excess over the baseline")
 

@@ -92,11 +92,8 @@ def with_notes(result: Result, notes: Sequence[str]) -> go.Figure:
     others = [axis for axis in mean.axes if axis != "step"]
     if "position" in others:
         return by_position(mean)
-    if len(others) > 2:
-        raise ValueError(
-            f'{result.name} has the axes {result.axes}; curves over "step" are drawn for at most '
-            "two others; choose the rest with sel()"
-        )
+    what = 'curves over "step" are drawn for at most two others; choose the rest with sel()'
+    style.require(result, len(others) <= 2, what)
     panels = list(_panels(mean, others))
     return stacked(mean, panels, notes=[style.origin(mean), *notes])
 
@@ -209,10 +206,8 @@ def training(result: Result) -> go.Figure:
     Raises:
         ValueError: other axes.
     """
-    if set(result.axes) != {"step", "measure"}:
-        raise ValueError(
-            f'{result.name} has the axes {result.axes}; training is drawn of "step" and "measure"'
-        )
+    both = set(result.axes) == {"step", "measure"}
+    style.require(result, both, 'training is drawn of "step" and "measure"')
     x = np.array(result.labels["step"], dtype=np.float64)
     units: dict[str, list[Line]] = {}
     for number, measure in enumerate(map(str, result.labels["measure"])):

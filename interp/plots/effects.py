@@ -90,15 +90,11 @@ def _grid(result: Result, axes: Sequence[str], measures: Sequence[str]) -> go.Fi
     across = axes[1]
     rows, columns = (result.labels[axis] for axis in axes)
     joint = " at " if across == "position" else ", "
-    hover = [
-        [
-            "<br>".join(
-                [f"<b>{style.words(f'{row}{joint}{column}')}</b>", *_readings(result, (i, j))]
-            )
-            for j, column in enumerate(columns)
-        ]
-        for i, row in enumerate(rows)
-    ]
+
+    def hover(i: int, j: int) -> str:
+        cell = f"<b>{style.words(f'{rows[i]}{joint}{columns[j]}')}</b>"
+        return "<br>".join([cell, *_readings(result, (i, j))])
+
     cell = min(max(WIDTH / len(columns), CELL_WIDTH[0]), CELL_WIDTH[1])
     tiles = [
         Tiles(

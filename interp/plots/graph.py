@@ -78,7 +78,8 @@ def draw(
     top = strongest[0].weight if strongest else 1.0
     in_legend = {edge.kind: edge for edge in reversed(strongest)}.values()  # of each the strongest
     for edge in reversed(strongest):  # the strongest on top
-        x, y = _curve(nodes.places[edge.source], nodes.places[edge.target], BENDS.get(edge.kind, 0))
+        ends = nodes.places[edge.source], nodes.places[edge.target]
+        x, y = _curve(*ends, BENDS.get(edge.kind, 0)).T
         share = edge.weight / top
         colour = COLOURS.get(edge.kind, style.SERIES[0])
         figure.add_scatter(
@@ -102,21 +103,13 @@ def draw(
     _draw_nodes(figure, nodes, strongest, axes)
 
 
-def _curve(
-    start: tuple[float, float], end: tuple[float, float], bend: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """A quadratic Bézier curve; over more layers it bends further, past the heads between."""
-    t = np.linspace(0, 1, POINTS)
+def _curve(start: tuple[float, float], end: tuple[float, float], bend: float) -> np.ndarray:
+    """Over more layers it bends further, past the heads between."""
     further = bend * (1 + 0.35 * (end[1] - start[1] - 1))
     if bend == 0 and end[1] - start[1] > 1:
         further = 0.08
     across = min(max((start[0] + end[0]) / 2 + further, 0.0), 1.0)  # and inside the graph
-    middle = (across, (start[1] + end[1]) / 2)
-    x, y = (
-        (1 - t) ** 2 * start[axis] + 2 * t * (1 - t) * middle[axis] + t**2 * end[axis]
-        for axis in (0, 1)
-    )
-    return x, y
+    return style.bezier(start, (across, (start[1] + end[1]) / 2), end, n=POINTS)
 
 
 def _draw_nodes(

@@ -84,7 +84,7 @@ def _tiles(
         values,
         Axis("layer", layers),
         Axis("head", across),
-        hover,
+        lambda i, j: hover[i, j],
         style.plain(name),
         _note(panel),
         style.unit_of(panel),

@@ -42,11 +42,12 @@ def pairs(result: Result) -> go.Figure:
     axes = set(result.axes)
     if "query" in axes:
         return pictures.scores(result)
-    if not {"query_lag", "key_lag"} <= axes or axes - {"head", "query_lag", "key_lag", "measure"}:
-        raise ValueError(
-            f"{result.name} has the axes {result.axes}; a grid of lag pairs takes query_lag and "
-            "key_lag, with head and measure beside them: choose the rest with sel()"
-        )
+    style.require(
+        result,
+        {"query_lag", "key_lag"} <= axes <= {"head", "query_lag", "key_lag", "measure"},
+        "a grid of lag pairs takes query_lag and key_lag, with head and measure beside them: "
+        "choose the rest with sel()",
+    )
     heads = result.labels.get("head", ("",))
     parts = [result.sel(head=head) if "head" in axes else result for head in heads]
     tiles = [_pairs_of(part, str(head)) for head, part in zip(heads, parts, strict=True)]
@@ -56,21 +57,22 @@ def pairs(result: Result) -> go.Figure:
 def _pairs_of(result: Result, head: str) -> Tiles:
     rows, columns = (result.labels[axis] for axis in ("query_lag", "key_lag"))
     first = result.labels["measure"][0] if "measure" in result.axes else None
-    cells = {(i, j): result.sel(query_lag=i, key_lag=j) for i in rows for j in columns}
-    values = [float(cell if first is None else cell.sel(measure=first)) for cell in cells.values()]
-    hover = [
-        f"{style.bold(head)} query {style.text(i)}, key {style.text(j)}<br>{_measured(cell)}"
-        for (i, j), cell in cells.items()
-    ]
-    shape = (len(rows), len(columns))
+    cells = [[result.sel(query_lag=i, key_lag=j) for j in columns] for i in rows]
+    shown = cells if first is None else [[x.sel(measure=first) for x in row] for row in cells]
+    values = np.array([[float(cell) for cell in row] for row in shown])
+
+    def hover(i: int, j: int) -> str:
+        pair = f"query {style.text(rows[i])}, key {style.text(columns[j])}"
+        return f"{style.bold(head)} {pair}<br>{_measured(cells[i][j])}"
+
     return Tiles(
-        np.reshape(values, shape),
+        values,
         Axis("query", [*map(str, rows)]),
         Axis("key", [*map(str, columns)]),
-        np.reshape(np.array(hover, object), shape),
+        hover,
         head,
         unit=style.unit_of(result, first),
-        written=[*map(written, values)],
+        written=[*map(written, values.flat)],
         is_grey=True,
     )
 
@@ -84,11 +86,8 @@ def smears(result: Result) -> go.Figure:
     Raises:
         ValueError: not the axes "channel", "head" and "measure".
     """
-    if result.axes != ("channel", "head", "measure"):
-        raise ValueError(
-            f"{result.name} has the axes {result.axes}; a table of smearing takes channel, head "
-            'and measure: keep them with sel(channel=["k"])'
-        )
+    what = 'a table of smearing takes channel, head and measure: keep them with sel(channel=["k"])'
+    style.require(result, result.axes == ("channel", "head", "measure"), what)
     tables = [_smears_of(result, str(channel)) for channel in result.labels["channel"]]
     return drawn(result, tables, SMEAR)
 
@@ -115,11 +114,8 @@ def convolutions(result: Result) -> go.Figure:
     Raises:
         ValueError: not the axes "conv", "lag" and "measure".
     """
-    if result.axes != ("conv", "lag", "measure"):
-        raise ValueError(
-            f"{result.name} has the axes {result.axes}; a table of convolutions takes conv, lag "
-            'and measure: keep them with sel(conv=["L0"])'
-        )
+    what = 'a table of convolutions takes conv, lag and measure: keep them with sel(conv=["L0"])'
+    style.require(result, result.axes == ("conv", "lag", "measure"), what)
     tables = [
         _table(result.sel(conv=conv), "lag", str(conv), f"{conv} ", {})
         for conv in result.labels["conv"]
@@ -134,7 +130,8 @@ def _table(
     rows, measures = panel.labels[down], panel.labels["measure"]
     largest = np.abs(np.nan_to_num(panel.values)).max(axis=0)
 
-    def hover(row: Label, measure: Label) -> str:
+    def hover(i: int, j: int) -> str:
+        row, measure = rows[i], measures[j]
         reading = _reading(panel.sel(**{down: row, "measure": measure}))
         line = f"{style.bold(f'{lead}{row}')} {style.words(measure)} {reading}"
         return "<br>".join(filter(None, [line, style.text(reasons.get((row, measure), ""))]))
@@ -143,7 +140,7 @@ def _table(
         panel.values,
         Axis("", rows),
         Axis("", [style.plain(measure) for measure in measures]),
-        [[hover(row, measure) for measure in measures] for row in rows],
+        hover,
         title,
         written=[written(value) for value in panel.values.flat],
         shades=panel.values / np.maximum(largest, 1.0),
@@ -158,8 +155,7 @@ def spectra(result: Result) -> go.Figure:
     Raises:
         ValueError: not the axes "lag" and "rank".
     """
-    if result.axes != ("lag", "rank"):
-        raise ValueError(f"{result.name} has the axes {result.axes}; a spectrum has lag and rank")
+    style.require(result, result.axes == ("lag", "rank"), "a spectrum has lag and rank")
     ranks = np.array(result.labels["rank"], dtype=np.float64)
     lines = [
         Line(str(lag), ranks, result.sel(lag=lag).values, None, colour(number), legend=str(lag))

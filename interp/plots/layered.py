@@ -11,6 +11,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from interp.plots.style import bezier
+
 # Pixels; y counts upwards.
 WIDTH, HEIGHT, GAP, PASSAGE = 104.0, 52.0, 12.0, 10.0
 SLOT = 26.0
@@ -216,13 +218,6 @@ def _line(start: float, upwards: Sequence[Box], x: float, below: float) -> Line:
 
 def _curve(start: np.ndarray, end: tuple[float, float]) -> np.ndarray:
     """Leaving and arriving upright."""
-    share = np.linspace(0, 1, 25)[:, None]
     last = np.array(end)
     lift = np.array([0.0, 0.5 * (last[1] - start[1])])
-    first, second = start + lift, last - lift
-    return (
-        (1 - share) ** 3 * start
-        + 3 * (1 - share) ** 2 * share * first
-        + 3 * (1 - share) * share**2 * second
-        + share**3 * last
-    )
+    return bezier(start, start + lift, last - lift, last)

@@ -26,11 +26,8 @@ def curves(result: Result) -> go.Figure:
     """
     if set(result.axes) == {"layer", "position"}:
         return by_position(result, "layer")
-    if set(result.axes) - {"layer", "measure"}:
-        raise ValueError(
-            f"{result.name} has the axes {result.axes}; choose one measure to see the positions, "
-            "such as sel(measure='loss')"
-        )
+    what = "choose one measure to see the positions, such as sel(measure='loss')"
+    style.require(result, set(result.axes) <= {"layer", "measure"}, what)
     parts = [("", result)]
     if "measure" in result.axes:
         parts = [(str(name), result.sel(measure=name)) for name in result.labels["measure"]]
@@ -64,17 +61,13 @@ def table(result: Result) -> go.Figure:
     """
     layers, words = result.labels["layer"], result.provenance["words"]
     choices, shares = result.provenance["top_words"], result.values
-    hover = [
-        [
-            f"<b>after {style.text(layer)}</b>, at {column}: {style.token(word)}"
-            + "".join(
-                f"<br>{style.token(choice)}  {rounded(share)}"
-                for choice, share in zip(choices[row][column], shares[row, column], strict=True)
-            )
-            for column, word in enumerate(words)
-        ]
-        for row, layer in enumerate(layers)
-    ]
+
+    def hover(i: int, j: int) -> str:
+        lines = [f"<b>after {style.text(layers[i])}</b>, at {j}: {style.token(words[j])}"]
+        pairs = zip(choices[i][j], shares[i, j], strict=True)
+        lines += [f"{style.token(choice)}  {rounded(share)}" for choice, share in pairs]
+        return "<br>".join(lines)
+
     short = [[_short(words[0]) for words in layer] for layer in choices]
     upwards = {"range": (-0.5, len(layers) - 0.5)}
     tiles = Tiles(

@@ -34,18 +34,12 @@ def shaded(result: Result, change: Result) -> go.Figure:
     >>> len(shaded(curve, phase_change(curve)).layout.shapes)
     1
     """
-    if set(change.axes) != {"interval", "measure"}:
-        raise ValueError(
-            f"{change.name} has the axes {change.axes}; one phase change is drawn: choose it with "
-            "sel()"
-        )
+    is_one = set(change.axes) == {"interval", "measure"}
+    style.require(change, is_one, "one phase change is drawn: choose it with sel()")
     if len(result.labels.get("measure", ())) == 1:
         result = result.sel(measure=result.labels["measure"][0])
-    if not {"step"} <= set(result.axes) <= {"step", "sample"}:
-        raise ValueError(
-            f'{result.name} has the axes {result.axes}; one score over "step" is shaded: choose it '
-            "with sel()"
-        )
+    is_score = {"step"} <= set(result.axes) <= {"step", "sample"}
+    style.require(result, is_score, 'one score over "step" is shaded: choose it with sel()')
     times = {name: _times(change.sel(measure=name)) for name in MOMENTS}
     (start, first, _), (end, _, last) = times["start"], times["end"]
     if math.isnan(start):
@@ -105,11 +99,8 @@ def intervals(result: Result) -> go.Figure:
         ValueError: other axes.
     """
     others = [axis for axis in result.axes if axis not in ("interval", "measure")]
-    if "interval" not in result.axes or len(others) > 1:
-        raise ValueError(
-            f'{result.name} has the axes {result.axes}; rows are drawn of "interval" and one more '
-            "axis: choose the rest with sel()"
-        )
+    what = 'rows are drawn of "interval" and one more axis: choose the rest with sel()'
+    style.require(result, "interval" in result.axes and len(others) <= 1, what)
     labels = result.labels[others[0]] if others else ("",)
     parts = [result.sel(**{others[0]: label}) if others else result for label in labels]
     left, right = _limits(result)

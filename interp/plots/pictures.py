@@ -33,11 +33,8 @@ def weights(result: Result) -> go.Figure:
         rows, columns = Axis("", lags), Axis("channel", result.labels["channel"])
         tiles = _picture(result, "", result.values, rows, columns)
         return drawn(result, [tiles], _cells(tiles, 2 * SIDE, ROW * len(lags)))
-    if result.axes != ("lag", "input", "output"):
-        raise ValueError(
-            f"{result.name} has the axes {result.axes}; a picture of weights takes lag, input and "
-            "output: keep them with sel(lag=[...])"
-        )
+    what = "a picture of weights takes lag, input and output: keep them with sel(lag=[...])"
+    style.require(result, result.axes == ("lag", "input", "output"), what)
     rows, columns = (Axis(axis, result.labels[axis]) for axis in ("input", "output"))
     pairs = zip(lags, result.values, strict=True)
     tiles = [_picture(result, lag, values, rows, columns) for lag, values in pairs]
@@ -52,11 +49,8 @@ def scores(result: Result) -> go.Figure:
     Raises:
         ValueError: not the axes "query_lag", "key_lag", "query" and "key".
     """
-    if result.axes != ("query_lag", "key_lag", "query", "key"):
-        raise ValueError(
-            f"{result.name} has the axes {result.axes}; split scores have query_lag, key_lag, "
-            "query and key"
-        )
+    what = "split scores have query_lag, key_lag, query and key"
+    style.require(result, result.axes == ("query_lag", "key_lag", "query", "key"), what)
     rows, values = _gathered(result.labels["query_lag"], result.values)
     columns, values = _gathered(result.labels["key_lag"], values.swapaxes(0, 1))
     values, words = values.swapaxes(0, 1), _words(result)
@@ -82,11 +76,8 @@ def outputs(result: Result) -> go.Figure:
     Raises:
         ValueError: not the axes "value_lag", "query" and "d_model".
     """
-    if result.axes != ("value_lag", "query", "d_model"):
-        raise ValueError(
-            f"{result.name} has the axes {result.axes}; split outputs have value_lag, query and "
-            "d_model"
-        )
+    what = "split outputs have value_lag, query and d_model"
+    style.require(result, result.axes == ("value_lag", "query", "d_model"), what)
     rows, values = _gathered(result.labels["value_lag"], result.values)
     lengths = np.linalg.norm(values, axis=-1)
     tiles = _picture(result, "length", lengths, Axis("", rows), Axis("query", _words(result)))
@@ -118,19 +109,14 @@ def _picture(result: Result, title: str, values: np.ndarray, rows: Axis, columns
     values = _pooled(values)
     down, across = (_blocks([str(name) for name in axis.names or ()]) for axis in (rows, columns))
     lead = f"{style.bold(title)} {style.text(rows.title)}"
-    hover = [
-        [
-            f"{lead} {style.text(row)}, {style.text(columns.title)} {style.text(column)}"
-            f"<br>{rounded(values[i, j])}"
-            for j, column in enumerate(across)
-        ]
-        for i, row in enumerate(down)
-    ]
     return Tiles(
         values.round(6),
         Axis(rows.title, down, shown=len(down) <= NAMED),
         Axis(columns.title, across, shown=False),
-        hover,
+        lambda i, j: (
+            f"{lead} {style.text(down[i])}, {style.text(columns.title)} {style.text(across[j])}"
+            f"<br>{rounded(values[i, j])}"
+        ),
         title,
         unit=style.unit_of(result),
     )

@@ -2,12 +2,13 @@
 
 import html
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from unicodedata import east_asian_width
 
 import numpy as np
 import plotly.graph_objects as go
+from jaxtyping import Float64
 
 from interp.results.result import Result, rounded
 
@@ -146,6 +147,12 @@ def axis(title: str = "", **more: Any) -> dict[str, Any]:
     return quiet | more
 
 
+def require(result: Result, is_drawn: bool, what: str) -> None:
+    """Refuse axes that a picture is not drawn of; `what` says which it takes."""
+    if not is_drawn:
+        raise ValueError(f"{result.name} has the axes {result.axes}; {what}")
+
+
 def origin(result: Result) -> str:
     """The provenance that belongs beside a figure: model, variant, sequences, seed; plain text."""
     known = result.provenance
@@ -188,16 +195,22 @@ def series(result: Result, along: str) -> Iterator[tuple[str, Result]]:
         ValueError: the result has more than one further axis, or not the axis itself.
     """
     others = [name for name in result.axes if name != along]
-    if along not in result.axes or len(others) > 1:
-        raise ValueError(
-            f"{result.name} has the axes {result.axes}; a plot along {along!r} takes that axis and "
-            "at most one other; choose the rest with sel()"
-        )
+    what = (
+        f"a plot along {along!r} takes that axis and at most one other; choose the rest with sel()"
+    )
+    require(result, along in result.axes and len(others) <= 1, what)
     if not others:
         yield "", result
         return
     for label in result.labels[others[0]]:
         yield str(label), result.sel(**{others[0]: label})
+
+
+def bezier(*points: Sequence[float] | np.ndarray, n: int = 25) -> Float64[np.ndarray, "n 2"]:
+    """A curve from the first point to the last, drawn towards those between."""
+    t, degree = np.linspace(0, 1, n)[:, None], len(points) - 1
+    weights = (math.comb(degree, k) * (1 - t) ** (degree - k) * t**k for k in range(degree + 1))
+    return np.sum([w * np.array(point) for w, point in zip(weights, points, strict=True)], axis=0)
 
 
 def faded(colour: str, opacity: float) -> str:

@@ -1,7 +1,7 @@
 """Tables and matrices as coloured cells: what heatmaps of every kind are drawn with."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ class Tiles:
         values: by row and column.
         rows: the axis at the left, row 0 at the top.
         columns: the axis below.
-        hover: markup for each cell, or one template of plotly's for all.
+        hover: from a cell's row and column to its markup, or one template of plotly's for all.
         title: plain text over the panel.
         note: small print under the title.
         unit: panels of one unit share one scale and its bar.
@@ -41,7 +41,7 @@ class Tiles:
     values: np.ndarray
     rows: Axis
     columns: Axis
-    hover: npt.ArrayLike | str
+    hover: Callable[[int, int], str] | str
     title: str = ""
     note: str = ""
     unit: str = ""
@@ -54,9 +54,7 @@ class Tiles:
         """The place it takes with cells of this size; without a width it takes the page's."""
         n_rows, n_columns = self.values.shape
         across, down = (
-            Axis(
-                axis.title, axis.names, axis.places, axis.shown, {**limits, **axis.look}, axis.notes
-            )
+            replace(axis, look={**limits, **axis.look})
             for axis, limits in (
                 (self.columns, {} if self.at else _limits(-0.5, n_columns - 0.5)),
                 (self.rows, {} if "y" in self.at else _limits(n_rows - 0.5, -0.5)),
@@ -124,7 +122,9 @@ def draw(
     if isinstance(tiles.hover, str):
         common |= {"hovertemplate": f"{tiles.hover}<extra></extra>"}
     else:
-        common |= {"text": tiles.hover, "hovertemplate": "%{text}<extra></extra>"}
+        rows, columns = map(range, tiles.values.shape)
+        texts = [[tiles.hover(row, column) for column in columns] for row in rows]
+        common |= {"text": texts, "hovertemplate": "%{text}<extra></extra>"}
     if tiles.is_grey and not known.all():
         # First: it says why its value is unknown.
         grey = [[0, style.FAINT], [1, style.FAINT]]
