@@ -57,6 +57,10 @@ class Clocked(Dataset[dict[str, Tensor]]):
         self.fetched.append(time.process_time())
         return [{self.name: block} for block in self.blocks[indices]]
 
+    def select_columns(self, name: str) -> "Clocked":
+        """There is no other column."""
+        return self
+
     def seconds(self) -> float:
         """Of one step, on average."""
         return (self.fetched[-1] - self.fetched[STARTING]) / (len(self.fetched) - 1 - STARTING)

@@ -10,6 +10,7 @@ from transformer_lens import ActivationCache as _ActivationCache
 from transformer_lens.utilities.slice import Slice
 
 from interp.models.block import Block
+from interp.models.checks import require_choice
 from interp.models.description import Term
 from interp.models.layers import FeedForward
 from interp.models.linear import later
@@ -62,9 +63,7 @@ class ActivationCache(_ActivationCache):
         """
         layers = range(len(self.model.blocks))
         kinds = {part.writer.kind for index in layers for part in self.model.sublayers(index)}
-        modes = ("all", *sorted(kinds | {"attn", "conv", "mlp"}))
-        if mode not in modes:
-            raise ValueError(f"mode is {mode!r}; choose one of {', '.join(modes)}")
+        require_choice("mode", mode, ("all", *sorted(kinds | {"attn", "conv", "mlp"})))
         layer = self._layer(layer, mlp_input)
         embeddings = self._embeddings() if incl_embeds else ()
         groups = chain(embeddings, self._sublayers(layer, mlp_input, mode))

@@ -36,7 +36,7 @@ def require_numbers(owner: str, **numbers: float) -> None:
         )
 
 
-def require_choice(owner: str, name: str, value: str, kind: Any) -> None:
-    """The value is one of a Literal's."""
-    choices = get_args(kind)
-    require(value in choices, f"{owner}: {name} is {value!r}; choose one of {', '.join(choices)}")
+def require_choice(name: str, value: Any, choices: Any) -> None:
+    """The value is one of these, or of a Literal's."""
+    choices = get_args(choices) or tuple(choices)
+    require(value in choices, f"{name} is {value!r}; choose one of {', '.join(choices)}")

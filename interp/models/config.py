@@ -72,9 +72,9 @@ class ModelConfig:
         object.__setattr__(self, "layers", tuple(self.layers))
         owner = "ModelConfig"
         require_positive(owner, d_vocab=self.d_vocab, d_model=self.d_model, n_ctx=self.n_ctx)
-        require_choice(owner, "positions", self.positions, PositionKind)
-        require_choice(owner, "norm", self.norm, NormKind)
-        require_choice(owner, "norm_place", self.norm_place, NormPlace)
+        require_choice(f"{owner}: positions", self.positions, PositionKind)
+        require_choice(f"{owner}: norm", self.norm, NormKind)
+        require_choice(f"{owner}: norm_place", self.norm_place, NormPlace)
         flags = {"residual": self.residual, "tied": self.tied}
         require_flags(owner, unembed_bias=self.unembed_bias, **flags)
         numbers = {"norm_eps": self.norm_eps, "rotary_base": self.rotary_base}
@@ -152,11 +152,10 @@ def _layer_from_dict(index: int, data: Any) -> LayerSpec:
     if not isinstance(data, Mapping):
         raise ValueError(f"{owner} is {data!r}, but it must be an object with a kind")
     kind, rest = data.get("kind"), {key: value for key, value in data.items() if key != "kind"}
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f"{owner}: kind is {kind!r}; choose one of {', '.join(sorted(KINDS))}")
+    require_choice(f"{owner}: kind", kind, sorted(KINDS))
     if rest.get("mlp") is not None:
         rest["mlp"] = _build(MLP, f"{owner}: mlp", rest["mlp"])
-    return _build(KINDS[kind], owner, rest)
+    return _build(KINDS[cast(str, kind)], owner, rest)
 
 
 _Spec = TypeVar("_Spec")

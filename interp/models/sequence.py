@@ -1,7 +1,7 @@
 """HookedSequenceModel: tokens to logits through a residual stream that anyone can listen to."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from transformer_lens.utilities.slice import Slice
 
 from interp.models.build import build_blocks, build_norm, build_positions, initialise
 from interp.models.cache import ActivationCache
+from interp.models.checks import require_choice
 from interp.models.config import ModelConfig
 from interp.models.embedding import Embed, TiedUnembed, Unembed
 from interp.models.folding import fold_norms
@@ -122,9 +123,7 @@ class HookedSequenceModel(HubMixin, TextMixin, WeightsMixin, HookedRootModule):
     def _check_input(
         self, tokens: Any, return_type: str, attention_mask: Tensor | None
     ) -> tuple[Tokens, KeyMask | None]:
-        if return_type not in get_args(ReturnType):
-            choices = ", ".join(get_args(ReturnType))
-            raise ValueError(f"return_type is {return_type!r}; choose one of {choices}")
+        require_choice("return_type", return_type, ReturnType)
         if not isinstance(tokens, Tensor):
             tokens, padding = self._encode(tokens)
             attention_mask = padding if attention_mask is None else attention_mask

@@ -1,7 +1,6 @@
 """The logit lens: what would the model predict if it stopped after this layer?"""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,12 @@ from torch import Tensor
 
 from interp.analysis.attribution.readout import Choice, Question
 from interp.analysis.losses.in_context import LOGITS_AT_ONCE
-from interp.analysis.probes.probe import handed_in
+from interp.analysis.probes.probe import check_one_sequence, handed_in
 from interp.models.shapes import Stream, Tokens
 from interp.results.result import Result
 from interp.results.sampling import Groups, RunningMean, Sampling
-from interp.views import View, undisturbed, view
+from interp.views import View, keeping, undisturbed, view
+from interp.views.outputs import wide
 
 MEASURES = {"loss": "nats", "rank": "tokens", "probability": "probability"}
 LONGEST = 512
@@ -118,19 +118,14 @@ def lens_tokens(model: Any, tokens: Tokens, k: int = 5) -> Result:
     (3, 5, 2)
     """
     viewed = view(model)
-    viewed.check_tokens(tokens, at_least=1)
+    check_one_sequence(viewed, tokens, LONGEST, "the table is")
     n_pos = tokens.shape[1]
-    if tokens.shape[0] != 1 or n_pos > LONGEST:
-        raise ValueError(
-            f"tokens have shape {tuple(tokens.shape)}, but the table is of one sequence of at most "
-            f"{LONGEST} tokens; give tokens[:1, :{LONGEST}]"
-        )
     if not 1 <= k <= viewed.d_vocab:
         raise ValueError(f"k is {k}, but must be 1 to {viewed.d_vocab}, the size of the vocabulary")
     viewed.check_finite()
     with undisturbed(viewed.model):
         best = [
-            _wide(logits[0]).softmax(-1).topk(k)
+            wide(logits[0]).softmax(-1).topk(k)
             for logits in _lens(viewed, tokens, list(range(n_pos)))
         ]
     top = [chosen.indices.tolist() for chosen in best]
@@ -164,16 +159,10 @@ def _lens(
     streams = ["blocks.0.hook_resid_pre"]
     streams += [f"blocks.{layer}.hook_resid_post" for layer in range(viewed.n_layers)]
     kept: dict[str, Stream] = {}
-
-    def keep(name: str, stream: Tensor, hook: Any) -> None:
-        kept[name] = stream[:, positions]
-
-    # A bridge calls some hook points by another name than the one that they were asked for by.
-    hooks = [(name, partial(keep, name)) for name in streams]
-    last = viewed.outputs(tokens, positions=positions, hooks=hooks).logits()
+    last = viewed.outputs(tokens, positions=positions, hooks=keeping(streams, kept)).logits()
     for name in streams[:-1]:
-        yield viewed.unembed(kept[name])
-    _check_readout(viewed, viewed.unembed(kept[streams[-1]]), last)
+        yield viewed.unembed(kept[name][:, positions])
+    _check_readout(viewed, viewed.unembed(kept[streams[-1]][:, positions]), last)
     yield last
 
 
@@ -190,12 +179,8 @@ def _check_readout(viewed: View, lens: Tensor, logits: Tensor) -> None:
 def _measured(
     logits: Float[Tensor, "batch asked vocab"], targets: Int[Tensor, "batch asked"]
 ) -> Float[Tensor, "batch measure asked"]:
-    wide = _wide(logits)
-    right = wide.gather(-1, targets[..., None])
-    loss = (wide.logsumexp(-1) - right[..., 0]).double()
-    rank = (wide > right).sum(-1).double()
+    logits = wide(logits)
+    right = logits.gather(-1, targets[..., None])
+    loss = (logits.logsumexp(-1) - right[..., 0]).double()
+    rank = (logits > right).sum(-1).double()
     return torch.stack([loss, rank, (-loss).exp()], dim=1)
-
-
-def _wide(logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

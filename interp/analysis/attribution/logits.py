@@ -1,7 +1,7 @@
 """Direct logit attribution: the last residual stream is a sum, and so is every logit."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from interp.analysis.attribution.readout import Choice, Question
 from interp.analysis.attribution.stream import Activations, By, StreamParts
 from interp.analysis.heads.targets import TOKENS_AT_ONCE
 from interp.analysis.probes.probe import handed_in
+from interp.models.checks import require_choice
 from interp.models.shapes import Tokens
 from interp.results.result import Result
 from interp.results.sampling import Groups, RunningMean, Sampling
@@ -81,8 +82,7 @@ def logit_attribution(
     >>> torch.allclose(total, model(tokens)[0, :, 7], atol=1e-5)
     True
     """
-    if by not in get_args(By):
-        raise ValueError(f"by is {by!r}; choose one of {', '.join(get_args(By))}")
+    require_choice("by", by, By)
     viewed = view(model)
     viewed.check_tokens(tokens)
     sampling = Sampling.of(groups, len(tokens))

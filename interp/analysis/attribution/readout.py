@@ -1,6 +1,6 @@
 """Which logit is asked about, and the direction of the last stream that it is read from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,9 @@ from interp.views.outputs import Outputs
 
 Choice = int | Int[Tensor, "..."]
 """One token for all, one per sequence, or one per sequence and position."""
+
+Which = Int[Tensor, "..."] | Literal["mean"]
+"""Tokens, or the mean over the vocabulary."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,34 +42,19 @@ class Readout:
         """The last norm's."""
         return None if self.norm is None else self.norm.offset
 
-    def directions(self, tokens: Int[Tensor, "..."]) -> Float[Tensor, "... d_model"]:
+    def directions(self, tokens: Which) -> Float[Tensor, "... d_model"]:
         """What the normalised stream is multiplied with for the logits of these tokens."""
-        return self._folded(wide(self.W_U.T[tokens]))
+        columns = _rows_of(self.W_U.T, tokens)
+        return columns if self.norm is None else self.norm.direction(columns)
 
-    def biases(self, tokens: Int[Tensor, "..."]) -> dict[str, Float[Tensor, "..."]]:
+    def biases(self, tokens: Which) -> dict[str, Float[Tensor, "..."]]:
         """The parts of these tokens' logits that nothing in the stream writes."""
         biases = {}
         if self.offset is not None:
-            biases["ln_final.b"] = wide(self.W_U.T[tokens]) @ wide(self.offset)
+            biases["ln_final.b"] = _rows_of(self.W_U.T, tokens) @ wide(self.offset)
         if self.b_U is not None:
-            biases["unembed.b_U"] = wide(self.b_U[tokens])
+            biases["unembed.b_U"] = _rows_of(self.b_U, tokens)
         return biases
-
-    def mean_direction(self) -> Float[Tensor, " d_model"]:
-        """The direction of the mean logit over the vocabulary."""
-        return self._folded(wide(self.W_U).mean(1))
-
-    def mean_biases(self) -> dict[str, Float[Tensor, ""]]:
-        """The biases' parts of the mean logit."""
-        biases = {}
-        if self.offset is not None:
-            biases["ln_final.b"] = wide(self.W_U).mean(1) @ wide(self.offset)
-        if self.b_U is not None:
-            biases["unembed.b_U"] = wide(self.b_U).mean()
-        return biases
-
-    def _folded(self, columns: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        return columns if self.norm is None else self.norm.direction(columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,23 +96,17 @@ class Question:
 
     def directions(self, rows: slice) -> Float[Tensor, "batch asked d_model"]:
         """What the stream over its scale is multiplied with, for some of the sequences."""
-        right = self.readout.directions(self._on_device(self.correct[rows]))
+        right = self.readout.directions(self._some(self.correct, rows))
         if self.incorrect is None:
             return right
-        if isinstance(self.incorrect, str):
-            return right - self.readout.mean_direction()
-        return right - self.readout.directions(self._on_device(self.incorrect[rows]))
+        return right - self.readout.directions(self._some(self.incorrect, rows))
 
     def biases(self, rows: slice) -> dict[str, Float[Tensor, "batch asked"]]:
         """What no part of the stream adds, by parameter."""
-        right = self.readout.biases(self._on_device(self.correct[rows]))
+        right = self.readout.biases(self._some(self.correct, rows))
         if self.incorrect is None:
             return right
-        wrong: Mapping[str, Tensor]
-        if isinstance(self.incorrect, str):
-            wrong = self.readout.mean_biases()
-        else:
-            wrong = self.readout.biases(self._on_device(self.incorrect[rows]))
+        wrong = self.readout.biases(self._some(self.incorrect, rows))
         return {name: bias - wrong[name] for name, bias in right.items()}
 
     def answer(self, outputs: Outputs, rows: slice) -> Float[Tensor, "batch asked"]:
@@ -153,8 +135,12 @@ class Question:
             return f"{first} to {last}"
         return ", ".join(map(str, self.positions))
 
-    def _on_device(self, tokens: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-        return tokens.to(self.readout.W_U.device)
+    def _some(self, which: Which, rows: slice) -> Which:
+        return which if isinstance(which, str) else which[rows].to(self.readout.W_U.device)
+
+
+def _rows_of(table: Float[Tensor, "vocab *_"], tokens: Which) -> Float[Tensor, "..."]:
+    return wide(table).mean(0) if isinstance(tokens, str) else wide(table[tokens])
 
 
 def _positions(positions: Sequence[int] | None, n_pos: int, needs_next: bool) -> list[int]:

@@ -10,8 +10,7 @@ With the norms' scales frozen at their cached values the sum is exact, in three 
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,7 +18,7 @@ from torch import Tensor
 from interp.models.description import Sublayer, Writer
 from interp.models.linear import FrozenNorm, wide
 from interp.models.shapes import Stream, Tokens
-from interp.views import View
+from interp.views import View, keeping
 from interp.views.outputs import Outputs
 
 By = Literal["heads", "layers"]
@@ -85,14 +84,9 @@ class StreamParts:
         names = {hook for step in self.steps for hook in step.hooks} | {*more}
         norms = [*(step.norm for step in self.steps), self.last_norm]
         names |= {norm.factor.hook for norm in norms if norm is not None}
-        activations: dict[str, Tensor] = {}
-
-        def keep(name: str, activation: Tensor, hook: Any) -> None:
-            activations[name] = wide(activation)
-
-        # A bridge calls some hook points by another name than the one that they were asked for by.
-        hooks = [(name, partial(keep, name)) for name in names]
-        return activations, self.viewed.outputs(tokens, hooks=hooks)
+        kept: dict[str, Tensor] = {}
+        outputs = self.viewed.outputs(tokens, hooks=keeping(names, kept))
+        return {name: wide(activation) for name, activation in kept.items()}, outputs
 
     def scale(self, activations: Activations) -> Float[Tensor, "batch pos 1"] | None:
         """What the last norm divides by; None where there is none."""

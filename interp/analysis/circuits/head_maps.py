@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.models.checks import require_choice
 from interp.models.description import Attending, Sublayer, Term
 from interp.models.linear import (
     CHANNELS,
@@ -159,8 +160,7 @@ class HeadMaps:
 
     def route(self, channel: Channel) -> Route:
         """The way to one of them."""
-        if channel not in CHANNELS:
-            raise ValueError(f"channel is {channel!r}; choose one of {', '.join(CHANNELS)}")
+        require_choice("channel", channel, CHANNELS)
         end = self.attending.channel(self.index, channel)
         return Route(self.label, self.source, self.convs, end)
 

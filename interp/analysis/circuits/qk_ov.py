@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from interp.analysis.circuits.factored import Circuit, Side
 from interp.analysis.circuits.head_maps import HeadMaps, at_distance, check_distance, head_maps
 from interp.analysis.circuits.reads import HeadReads, Reads, read_heads
+from interp.models.checks import require_choice
 from interp.models.linear import wide
 from interp.models.shapes import Tokens
 from interp.results.result import versions
@@ -68,7 +69,7 @@ def qk_circuit(
     >>> circuit.shape, list(circuit.top_pairs(2))
     (torch.Size([100, 100]), ['query_token', 'key_token', 'query_id', 'key_id', 'value'])
     """
-    _check_basis(basis, QKBasis)
+    require_choice("basis", basis, QKBasis)
     if not isinstance(lags, tuple | list) or len(lags) != 2:
         raise ValueError(
             f"lags is {lags!r}, but must be two: how far before the query, and before the key, the "
@@ -143,7 +144,7 @@ def ov_circuit(
     >>> ov_circuit(model, "L0H3", basis="vocabulary").subset([3, 14], [15]).values.shape
     (2, 1)
     """
-    _check_basis(basis, OVBasis)
+    require_choice("basis", basis, OVBasis)
     viewed = view(model)
     maps = head_maps(viewed, [head])[head]
     kind, reads = DIRECTION, None
@@ -166,11 +167,6 @@ def ov_circuit(
         unit="unscaled logit" if kind == "token" else "",
         provenance={**_origin(maps, basis, read, "v"), "value_lag": lag},
     )
-
-
-def _check_basis(basis: str, kind: Any) -> None:
-    if basis not in get_args(kind):
-        raise ValueError(f"basis is {basis!r}; choose one of {', '.join(get_args(kind))}")
 
 
 def _at(read: Reads, lag: int) -> Float[Tensor, "d_model d_head"]:

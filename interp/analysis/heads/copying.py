@@ -1,7 +1,7 @@
 """Does a head that attends to a token raise that token's own logit?"""
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from interp.analysis.circuits.head_maps import HeadMaps, layer_heads, unmapped
 from interp.analysis.circuits.reads import mean_scales
+from interp.models.checks import require_choice
 from interp.models.linear import wide
 from interp.models.shapes import Tokens
 from interp.results.result import Result, versions
@@ -66,8 +67,7 @@ def copying_score(
     >>> scores.labels["value_lag"], scores.labels["head"]
     (('lag 0', 'lag 1'), ('L1H0', 'L1H1'))
     """
-    if variant not in get_args(Variant):
-        raise ValueError(f"variant is {variant!r}; choose one of {', '.join(get_args(Variant))}")
+    require_choice("variant", variant, Variant)
     viewed = view(model)
     _check_reach(viewed)
     drawn = _draw(viewed, n, n_samples, seed) if variant == "olsson" else None

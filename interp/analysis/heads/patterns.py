@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from interp.analysis.probes.probe import check_one_sequence
 from interp.models.shapes import Tokens
 from interp.results.result import Result, versions
 from interp.views import Entries, view
@@ -34,13 +35,8 @@ def attention_pattern(model: Any, tokens: Tokens, layer: int) -> Result:
     ((2, 5, 5), True)
     """
     viewed = view(model)
-    viewed.check_tokens(tokens, at_least=1)
+    check_one_sequence(viewed, tokens, LONGEST, "a pattern is drawn")
     n_pos = tokens.shape[1]
-    if tokens.shape[0] != 1 or n_pos > LONGEST:
-        raise ValueError(
-            f"tokens have shape {tuple(tokens.shape)}, but a pattern is drawn of one sequence of "
-            f"at most {LONGEST} tokens; give tokens[:1, :{LONGEST}]"
-        )
     if layer not in viewed.heads:
         raise ValueError(
             f"layer {layer} has no heads; the layers that have are {tuple(viewed.heads)}"

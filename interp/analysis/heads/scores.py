@@ -7,13 +7,14 @@ forward pass below the last attention layer.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 
 from interp.analysis.heads.targets import Target, column, measure, stripe
 from interp.analysis.probes.probe import handed_in, origin_of, probe_for
 from interp.analysis.probes.sequences import RepeatedTokens
+from interp.models.checks import require_choice
 from interp.models.shapes import Tokens
 from interp.results.result import Result
 from interp.results.sampling import Groups, Sampling
@@ -69,8 +70,8 @@ def induction_score(
     >>> induction_score(model, n=20, n_sequences=4).labels["head"]
     ('L1H0', 'L1H1')
     """
-    _check_choice("variant", variant, Variant)
-    _check_choice("reduce", reduce, Reduce)
+    require_choice("variant", variant, Variant)
+    require_choice("reduce", reduce, Reduce)
     viewed = view(model)
     if exclude is None:
         exclude = common_and_rare(viewed.d_vocab) if variant == "olsson" else ()
@@ -192,11 +193,6 @@ def common_and_rare(d_vocab: int, share: float = 0.05) -> tuple[int, ...]:
     """
     edge = int(share * d_vocab)
     return (*range(edge), *range(d_vocab - edge, d_vocab))
-
-
-def _check_choice(name: str, value: str, kind: Any) -> None:
-    if value not in get_args(kind):
-        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(get_args(kind))}")
 
 
 def _induction_target(probe: RepeatedTokens, variant: Variant, reduce: Reduce) -> Target:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, combinations
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from interp.analysis.interventions.sweep import Sweep, as_tokens, check_measure
 from interp.analysis.interventions.units import Catalogue, Given, Unit
 from interp.analysis.probes.probe import handed_in
 from interp.analysis.probes.sequences import RepeatedTokens
+from interp.models.checks import require_choice
 from interp.models.shapes import Tokens
 from interp.results.result import Result
 from interp.results.sampling import Groups, Sampling
@@ -259,9 +260,9 @@ def _check_options(
     method: Method, control: Control | None, n_random: int, both_orders: bool
 ) -> None:
     """Refuse a method or control that there is not, and two orders at once."""
-    for name, value, kind in (("method", method, Method), ("control", control, Control)):
-        if value is not None and value not in get_args(kind):
-            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(get_args(kind))}")
+    require_choice("method", method, Method)
+    if control is not None:
+        require_choice("control", control, Control)
     if n_random < 1:
         raise ValueError(f"n_random={n_random} must be at least 1; control='none' draws nothing")
     if both_orders:

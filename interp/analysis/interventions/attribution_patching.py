@@ -17,7 +17,6 @@ from interp.analysis.interventions.metrics import Metric, Pass
 from interp.analysis.interventions.patching import Direction, Runs
 from interp.analysis.interventions.replacements import Numbers, OtherRun
 from interp.analysis.interventions.units import Unit
-from interp.analysis.probes.probe import handed_in
 from interp.models.hooks import nearest
 from interp.models.shapes import Tokens
 from interp.results.result import Result
@@ -99,15 +98,8 @@ def attribution_patch(
     estimates = _estimates(runs, chosen).numpy()
     rows = {"estimate": runs.mean_and_error(estimates)}
     rows |= _compared(runs, estimates, tried, labels)
-    exactly = rows["exact"][0]
-    origin = {
-        **handed_in(runs.viewed, runs.tokens, runs.sampling),
-        "variant": f"{direction.removesuffix('e')}ing, {runs.metric.name.replace('_', ' ')}",
-        "direction": direction,
-        "metric": runs.metric.name,
-        "correlation": _correlation(rows["estimate"][0], exactly),
-    }
-    axes = unit_axes(chosen, None)
+    correlation = _correlation(rows["estimate"][0], rows["exact"][0])
+    origin, axes = {**runs.origin, "correlation": correlation}, unit_axes(chosen, None)
     return effects("attribution_patching", rows, axes, runs.metric.unit, origin)
 
 

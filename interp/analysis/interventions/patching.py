@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from interp.analysis.interventions.replacements import OtherRun
 from interp.analysis.interventions.sweep import Sweep, as_tokens, check_measure
 from interp.analysis.interventions.units import Catalogue, Unit
 from interp.analysis.probes.probe import handed_in
+from interp.models.checks import require_choice
 from interp.models.shapes import Tokens
 from interp.results.result import Result
 from interp.results.sampling import Groups, Sampling
@@ -192,10 +193,7 @@ class Runs:
                 "each clean sequence needs a corrupted one of its length"
             )
         sampling = Sampling.of(groups, len(clean))
-        if direction not in get_args(Direction):
-            raise ValueError(
-                f"direction is {direction!r}; choose one of {', '.join(get_args(Direction))}"
-            )
+        require_choice("direction", direction, Direction)
         judged = metric_of(metric)
         for name, tokens in (("clean", clean), ("corrupted", corrupted)):
             try:
@@ -254,15 +252,19 @@ class Runs:
         self, name: str, rows: Mapping[str, Row], axes: Mapping[str, Sequence[Any]]
     ) -> Result:
         """The rows under their labels, with where they come from."""
+        units = dict.fromkeys(rows, self.metric.unit) | {"share": "fraction"}
+        return effects(name, rows, axes, units, self.origin)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a provenance says of both inputs."""
         named = {"denoise": "denoising", "noise": "noising"}[self.direction]
-        origin = {
+        return {
             **handed_in(self.viewed, self.tokens, self.sampling),
             "variant": f"{named}, {self.metric.name.replace('_', ' ')}",
             "direction": self.direction,
             "metric": self.metric.name,
         }
-        units = dict.fromkeys(rows, self.metric.unit) | {"share": "fraction"}
-        return effects(name, rows, axes, units, origin)
 
 
 def _spread(values: np.ndarray, paths: Mapping[Any, Any], there: Mapping[Any, Any]) -> np.ndarray:

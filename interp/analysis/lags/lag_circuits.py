@@ -23,7 +23,7 @@ from interp.analysis.circuits.head_maps import (
     refuse_unread,
 )
 from interp.analysis.circuits.reads import TOKENS_AT_ONCE, Reads, activations, read_heads
-from interp.analysis.probes.probe import handed_in
+from interp.analysis.probes.probe import check_one_sequence, handed_in
 from interp.models.description import Attending
 from interp.models.linear import Channel
 from interp.models.shapes import Heads, KeyMask, Tokens
@@ -102,7 +102,8 @@ def lag_circuits(
     check_reads_back(maps)
     check_distance(viewed, [maps], distance)
     if tokens is not None:
-        _check_one_sequence(viewed, tokens)
+        also = ", or use lag_pair_shares for many"
+        check_one_sequence(viewed, tokens, LONGEST, "scores are split", also)
     viewed.check_finite()
     queries, keys, values = read_heads([maps], tokens)[head].values()
     W_O, scale = maps.W_O, maps.attending.scale
@@ -281,15 +282,6 @@ def _shares_of(q: Split, k: Split, causal: bool) -> Float64[Tensor, "batch query
     return parts / deviations.square().sum((1, 2))[:, None, None]
 
 
-def _check_one_sequence(viewed: View, tokens: Tokens) -> None:
-    viewed.check_tokens(tokens, at_least=1)
-    if tokens.shape[0] != 1 or tokens.shape[1] > LONGEST:
-        raise ValueError(
-            f"tokens have shape {tuple(tokens.shape)}, but scores are split on one sequence of at "
-            f"most {LONGEST} tokens; give tokens[:1, :{LONGEST}], or use lag_pair_shares for many"
-        )
-
-
 def _on_sequence(head: HeadMaps, tokens: Tokens) -> tuple[Result, Result]:
     """The parts of every pair of terms in the scores, and of every value term in the output."""
     viewed, attending = head.viewed, head.attending
@@ -320,10 +312,6 @@ def _on_sequence(head: HeadMaps, tokens: Tokens) -> tuple[Result, Result]:
         "lag_outputs",
         outputs.double().cpu().numpy(),
         ("value_lag", "query", "d_model"),
-        labels={
-            "value_lag": v.names,
-            "query": positions,
-            "d_model": width,
-        },
+        labels={"value_lag": v.names, "query": positions, "d_model": width},
         provenance=origin,
     )

@@ -53,6 +53,18 @@ def origin_of(viewed: View, probe: RepeatedTokens) -> dict[str, Any]:
     }
 
 
+def check_one_sequence(
+    viewed: View, tokens: Tokens, longest: int, what: str, also: str = ""
+) -> None:
+    """Refuse several sequences, and one too long for `what` is made of it, before any work."""
+    viewed.check_tokens(tokens, at_least=1)
+    if tokens.shape[0] != 1 or tokens.shape[1] > longest:
+        raise ValueError(
+            f"tokens have shape {tuple(tokens.shape)}, but {what} of one sequence of at most "
+            f"{longest} tokens; give tokens[:1, :{longest}]{also}"
+        )
+
+
 def handed_in(viewed: View, tokens: Tokens, sampling: Sampling | None = None) -> dict[str, Any]:
     """The provenance of a measurement on the caller's tokens.
 

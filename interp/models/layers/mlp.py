@@ -46,7 +46,7 @@ class MLP:
 
     def __post_init__(self) -> None:
         require_positive("MLP", d_mlp=self.d_mlp, taps=self.taps)
-        require_choice("MLP", "activation", self.activation, Activation)
+        require_choice("MLP: activation", self.activation, Activation)
 
     def check(self, index: int, config: "ModelConfig") -> None:
         """The taps fit into the context."""
