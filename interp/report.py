@@ -19,7 +19,7 @@ from interp.analysis.probes.probe import probe_for
 from interp.analysis.probes.sequences import RepeatedTokens, copy_length
 from interp.models import load
 from interp.models.shapes import Tokens
-from interp.results.result import rounded
+from interp.results.result import reading
 from interp.views import View, view
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ class Report:
             else f"No head copies from context; {self.best_head} has the highest induction score,"
         )
         return (
-            f"{verdict} {_value(best)} (uniform attention: {chance:.3f}). The second copy of "
-            f"random tokens costs {_value(drop)} nats less than the first; "
+            f"{verdict} {reading(best)} (uniform attention: {chance:.3f}). The second copy of "
+            f"random tokens costs {reading(drop)} nats less than the first; "
             f"{100 * float(accuracy):.1f} % of its tokens are the model's first guess."
         )
 
@@ -200,7 +200,3 @@ def _short_sequence(probe: RepeatedTokens) -> Tokens:
 
 def _cell(result: Result) -> str:
     return f"{float(result):.3f} ± {np.asarray(result.standard_error).item():.3f}"
-
-
-def _value(result: Result) -> str:
-    return rounded(float(result), np.asarray(result.standard_error).item())

@@ -220,11 +220,7 @@ def bar_panel(names: Sequence[str], step: float, unit: str, places: np.ndarray) 
     limits = (places[-1] + places[0], 0) if places[0] > 0 else (len(names) - 0.5, -0.5)
     return Panel(
         Axis(style.plain(unit), look=values),
-        Axis(
-            names=names,
-            places=places,
-            look={"range": limits, "ticklabelstandoff": 8},
-        ),
+        Axis(names=names, places=places, look={"range": limits, "ticklabelstandoff": 8}),
         height,
     )
 

@@ -13,7 +13,7 @@ from interp.plots.curves import Along, Line, Lines, chances, colour, in_panels, 
 from interp.plots.panels import Axis, Panel, lay_out
 from interp.plots.registry import Order, draws
 from interp.plots.scales import SEQUENTIAL, Scale
-from interp.results.result import Result, over_samples, rounded
+from interp.results.result import Result, clock, over_samples, rounded, tokens_at
 
 MAP_HEIGHT, PANEL, ONE_PANEL = 306, 210, 330  # pixels
 THIN, CURVE = 0.9, 2.0  # widths of lines
@@ -22,24 +22,16 @@ FAINT = 0.45
 Later = Float64[np.ndarray, " later"]
 
 
-def clock(result: Result, **look: Any) -> Axis:
+def clock_axis(result: Result, **look: Any) -> Axis:
     """The time of training: tokens, or steps where those are unknown, on a logarithmic axis.
 
     Step 0 has no place there, and the title says so.
     """
-    unit = "tokens" if "tokens_per_step" in result.provenance else "steps"
-    zero = result.labels["step"][:1] == (0,)
-    title = f"{unit}, step 0 left out" if zero else unit
+    title = clock(result) + ", step 0 left out" * (result.labels["step"][:1] == (0,))
     return numbers(title, **COUNTS, type="log", dtick=1, **look)
 
 
 COUNTS = {"exponentformat": "SI", "showexponent": "all", "nticks": 6}
-
-
-def tokens_at(result: Result) -> Along:
-    """Tokens read by each step, or the steps where the provenance does not say."""
-    steps = np.array(result.labels["step"], dtype=np.float64)
-    return steps * result.provenance.get("tokens_per_step", 1)
 
 
 def after_zero(x: Along, values: Along, error: Along | None) -> tuple[Later, Later, Later | None]:
@@ -133,7 +125,7 @@ def _panel(
         coloured.append(Line(words, *curve, colour=ink, width=CURVE, legend=legend))
     return Lines(
         [*grey, *coloured],
-        clock(part),
+        clock_axis(part),
         Axis(style.plain(unit) or style.unit_of(part), look={"nticks": 6}),
         title,
         chance_levels(x, [line for _, line in series]),
@@ -162,7 +154,7 @@ def by_position(result: Result) -> go.Figure:
     chance = np.inf if result.chance is None else float(np.nanmax(result.chance))
     low, high = float(np.nanmin(values)), min(float(np.nanmax(values)), chance)
     upwards = Axis("position", look={"type": "log", "dtick": 1, "showgrid": False})
-    panel = Panel(clock(result), upwards, MAP_HEIGHT)
+    panel = Panel(clock_axis(result), upwards, MAP_HEIGHT)
     scale = Scale(low, high, SEQUENTIAL, style.unit_of(result))
     figure, _ = lay_out(result, [panel], scales=[scale])
     figure.add_heatmap(

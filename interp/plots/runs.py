@@ -9,9 +9,9 @@ import plotly.graph_objects as go
 
 from interp.plots import style
 from interp.plots.curves import Line, Lines
-from interp.plots.development import after_zero, chance_levels, clock, stacked, tokens_at
+from interp.plots.development import after_zero, chance_levels, clock_axis, stacked
 from interp.plots.panels import Axis
-from interp.results.result import Result
+from interp.results.result import Result, tokens_at
 
 RUN, MEDIAN = 0.9, 3.2  # widths of lines
 FAINT_RUN = 0.55
@@ -83,7 +83,7 @@ def _runs_panel(
     unit = Axis(units.pop() if len(units) == 1 else "", look={"nticks": 6})
     longest = max(part, key=lambda run: tokens_at(run)[-1])
     levels = chance_levels(tokens_at(longest), [longest])
-    return Lines([*thin, *bold], clock(longest), unit, style.plain(title), levels)
+    return Lines([*thin, *bold], clock_axis(longest), unit, style.plain(title), levels)
 
 
 def _median(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """What every analysis returns: labelled numbers with their error, chance level and origin."""
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from jaxtyping import Float64
 
 from interp.results import storage, tables
 from interp.results.provenance import json_copy, versions
@@ -302,6 +304,23 @@ def over_samples(result: Result) -> Result:
         groups=result.provenance.get("sample_groups"),
     )
     return replace(mean, provenance=result.provenance)
+
+
+def clock(result: Result) -> str:
+    """What `tokens_at` counts."""
+    return "tokens" if "tokens_per_step" in result.provenance else "steps"
+
+
+def tokens_at(result: Result) -> Float64[np.ndarray, " step"]:
+    """The tokens read by each step of a result; the steps themselves where that is not known."""
+    steps = np.array(result.labels["step"], dtype=np.float64)
+    return steps * result.provenance.get("tokens_per_step", 1)
+
+
+def reading(result: Result) -> str:
+    """A single value with its standard error, for reading."""
+    error = result.standard_error
+    return rounded(float(result), math.nan if error is None else error.item())
 
 
 def _from_json(text: str) -> Result:

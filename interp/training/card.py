@@ -17,7 +17,7 @@ from interp.analysis import (
 )
 from interp.analysis.probes.sequences import copy_length
 from interp.data.prepared import Prepared
-from interp.results.result import Result, rounded, versions
+from interp.results.result import Result, reading, versions
 from interp.training.flops import flops_per_token
 from interp.training.recipe import Recipe
 from interp.training.text import text_of
@@ -100,13 +100,13 @@ def write_card(directory: Path, recipe: Recipe, prepared: Prepared) -> None:
     rows = {
         "loss on held-out text": f"{loss:.3f} nats per token",
         f"in-context-learning score (loss at token {late} minus token {early})": _nats(icl),
-        f"induction score of the best head, {scores.best()}": _value(best),
+        f"induction score of the best head, {scores.best()}": reading(best),
         "the same for uniform attention": f"{np.asarray(best.chance).item():.3f}",
         "the same for the best head of the untrained model": f"{untrained:.3f}",
         "first copy's loss": _nats(repeated.sel(measure="first_copy_loss")),
         "second copy's loss": _nats(repeated.sel(measure="second_copy_loss")),
         "drop from the first to the second": _nats(repeated.sel(measure="drop")),
-        "second copy's top-1 accuracy": _value(repeated.sel(measure="second_copy_accuracy")),
+        "second copy's top-1 accuracy": reading(repeated.sel(measure="second_copy_accuracy")),
     }
     card = TEMPLATE.format(
         header=ModelCardData(library_name="interp", license="mit", tags=TAGS).to_yaml(),
@@ -150,11 +150,7 @@ def _epochs(recipe: Recipe, prepared: Prepared) -> str:
 
 
 def _nats(result: Result) -> str:
-    return f"{_value(result)} nats"
-
-
-def _value(result: Result) -> str:
-    return rounded(float(result), np.asarray(result.standard_error).item())
+    return f"{reading(result)} nats"
 
 
 def _commit() -> str:

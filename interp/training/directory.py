@@ -67,10 +67,10 @@ def publish(final: Path) -> None:
     _to_disk(final.parent)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a kill, finds the old one or the new one."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a kill, finds the old one or the new one."""
     aside = unfinished(path)
-    aside.write_text(text, encoding="utf-8")
+    aside.write_bytes(content if isinstance(content, bytes) else content.encode())
     _to_disk(aside)
     aside.replace(path)
     _to_disk(path.parent)

@@ -101,9 +101,8 @@ class Recipe:
         self._require(
             self.n_ctx >= 8, "n_ctx", "at least 8, or there is no room for a repeat to probe with"
         )
-        for name in ("steps", "batch_size", "probe_steps", "save_steps"):
-            self._require(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("snapshot_blocks", "held_out_documents"):
+        counts = ("steps", "batch_size", "probe_steps", "save_steps", "snapshot_blocks")
+        for name in (*counts, "held_out_documents"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("learning_rate", "max_grad_norm"):
             self._require(0 < getattr(self, name) < math.inf, name, "above 0")

@@ -18,7 +18,7 @@ from interp.analysis.probes.sequences import copy_length
 from interp.models import HookedSequenceModel
 from interp.models.shapes import Tokens
 from interp.results.sampling import Sampling
-from interp.training.directory import publish, unfinished
+from interp.training.directory import publish, unfinished, write_whole
 from interp.training.recipe import Recipe
 from interp.training.text import Text, spread
 
@@ -117,9 +117,7 @@ def write_table(rows: pd.DataFrame, path: Path) -> None:
     """Write a table as parquet, whole or not at all."""
     content = io.BytesIO()
     rows.to_parquet(content, index=False, compression="zstd")
-    aside = unfinished(path)
-    aside.write_bytes(content.getvalue())
-    aside.replace(path)
+    write_whole(path, content.getvalue())
 
 
 def measured(model: HookedSequenceModel, text: Mapping[str, Text]) -> pd.DataFrame:

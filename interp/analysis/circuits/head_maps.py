@@ -332,6 +332,11 @@ def convolutions(viewed: View) -> dict[int, LinearLayer]:
     return {layer.layer: layer for layer in layers}
 
 
+def lag_names(n: int) -> tuple[str, ...]:
+    """What results call lags: "lag 0", "lag 1", ..."""
+    return tuple(f"lag {lag}" for lag in range(n))
+
+
 def lag_maps(viewed: View, conv: LinearLayer) -> Float[Tensor, "lag d_model d_model"]:
     """C diag(γ) W_j of every lag, without the residual path; with post-norm or none, W_j.
 

@@ -15,7 +15,13 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from interp.analysis.circuits.head_maps import HeadMaps, at_distance, check_distance, head_maps
+from interp.analysis.circuits.head_maps import (
+    HeadMaps,
+    at_distance,
+    check_distance,
+    head_maps,
+    lag_names,
+)
 from interp.analysis.circuits.reads import HeadReads, read_heads
 from interp.models.shapes import Tokens
 from interp.results.result import Result, versions
@@ -94,8 +100,8 @@ def match_table(
         ("head", "query_lag", "key_lag", "measure"),
         labels={
             "head": tuple(found),
-            "query_lag": tuple(f"lag {lag}" for lag in range(shape[0])),
-            "key_lag": tuple(f"lag {lag}" for lag in range(shape[1])),
+            "query_lag": lag_names(shape[0]),
+            "key_lag": lag_names(shape[1]),
             "measure": ("match", "shuffled", "rotated"),
         },
         chance=np.array([0.0, np.nan, np.nan]),

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from interp.analysis.development.development import tokens_at
 from interp.analysis.development.phases import INTERVAL
 from interp.results.intervals import CONFIDENCE, mean_interval, median_interval
-from interp.results.result import Result
+from interp.results.result import Result, clock, tokens_at
 
 MEAN, MEDIAN = "geometric mean, t interval", "median, between order statistics"
 
@@ -68,7 +67,7 @@ def tokens_to_reach(
     runs = list(runs)
     if not runs:
         raise ValueError("there are no runs to compare; give at least one")
-    by, clock = by or _grouping(runs), _clock(runs)
+    by, unit = by or _grouping(runs), _clock(runs)
     groups: dict[str, dict[str, _Time]] = {}
     for number, run in enumerate(runs):
         if by not in run.provenance:
@@ -86,7 +85,7 @@ def tokens_to_reach(
         np.transpose([numbers for numbers, _ in found.values()]),
         ("interval", by),
         labels={"interval": INTERVAL, by: tuple(groups)},
-        unit=clock,
+        unit=unit,
         provenance={"measure": runs[0].name, "score": score, **_counts(groups, found)},
     )
 
@@ -96,7 +95,7 @@ def _grouping(runs: Sequence[Result]) -> str:
 
 
 def _clock(runs: Sequence[Result]) -> str:
-    clocks = {"tokens" if "tokens_per_step" in run.provenance else "steps" for run in runs}
+    clocks = {clock(run) for run in runs}
     if len(clocks) > 1:
         raise ValueError("some runs know their tokens_per_step and some do not; give it to all")
     return clocks.pop()

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -202,12 +201,6 @@ def _provenance(results: Mapping[Label, Result], axis: str) -> dict[str, Any]:
         elif axis == "step":
             agreed[key] = said
     return agreed
-
-
-def tokens_at(result: Result) -> Float64[np.ndarray, " step"]:
-    """The tokens read by each step of a result; the steps themselves where that is not known."""
-    steps = np.array(result.labels["step"], dtype=np.float64)
-    return steps * result.provenance.get("tokens_per_step", 1)
 
 
 def best_head(result: Result) -> Result:

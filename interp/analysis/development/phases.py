@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from interp.analysis.development.development import tokens_at
 from interp.analysis.development.windows import (
     Curve,
     Curves,
@@ -19,7 +18,7 @@ from interp.analysis.development.windows import (
 )
 from interp.models.revisions import check_steps
 from interp.results.intervals import student_t
-from interp.results.result import Label, Result, over_samples, rounded
+from interp.results.result import Label, Result, clock, over_samples, rounded, tokens_at
 from interp.results.sampling import Sampling
 
 CONFIDENCE, NULL = 0.95, 0.99
@@ -93,7 +92,7 @@ def phase_change(
     shape = (*(len(result.labels[axis]) for axis in others), len(INTERVAL), len(MEASURES))
     chance = np.full(shape, np.nan).reshape(len(cells), len(INTERVAL), len(MEASURES))
     chance[:, :, -1] = np.array([[change.null] for change in changes])
-    clock = "tokens" if "tokens_per_step" in result.provenance else "steps"
+    unit = clock(result)
     return Result(
         "phase_change",
         np.reshape([change.rows for change in changes], shape),
@@ -101,7 +100,7 @@ def phase_change(
         labels={axis: result.labels[axis] for axis in others}
         | {"interval": INTERVAL, "measure": MEASURES},
         chance=chance.reshape(shape),
-        unit=dict(zip(MEASURES, (clock, clock, "decades", str(result.unit)), strict=True)),
+        unit=dict(zip(MEASURES, (unit, unit, "decades", str(result.unit)), strict=True)),
         provenance={
             **result.provenance,
             **_drawn(result, resamples, seed),

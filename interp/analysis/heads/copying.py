@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from interp.analysis.circuits.head_maps import HeadMaps, layer_heads, unmapped
+from interp.analysis.circuits.head_maps import HeadMaps, lag_names, layer_heads, unmapped
 from interp.analysis.circuits.reads import mean_scales
 from interp.models.checks import require_choice
 from interp.models.linear import wide
@@ -82,10 +82,7 @@ def copying_score(
         samples = [_olsson(*maps, rows, columns) for maps in layers]
     found = _beside_each_other(samples)
     details: dict[str, Any] = {
-        "labels": {
-            "value_lag": tuple(f"lag {lag}" for lag in range(found.shape[1])),
-            "head": viewed.head_labels,
-        },
+        "labels": {"value_lag": lag_names(found.shape[1]), "head": viewed.head_labels},
         "chance": np.asarray(0.0 if drawn is None else 2 / n - 1),
         "provenance": {
             "model": viewed.name,

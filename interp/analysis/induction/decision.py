@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -264,8 +265,18 @@ def decide(
             untrained,
             partial(removal.under, list(tested)),
         )
+    known = {
+        "scores": scores,
+        "tested": tested,
+        "attended": attended,
+        "losses": whole,
+        "in_order": removal.in_another_order(),
+        "share": share,
+        "distant": distant,
+        "rounds": rounds,
+    }
     decisions = (
-        _of_groups(removal, scores, chosen, tested, attended, share, distant, rounds)
+        Decision(groups=chosen, **_of_heads(removal, chosen), **known)
         for chosen in ([groups[:kept], groups] if kept < len(groups) else [groups])
     )
     # What is not found is not found with all of them.
@@ -285,36 +296,15 @@ def _is_worth_it(
     return bool(enough) and mean_interval(gain.tolist())[0] > 0
 
 
-def _of_groups(
-    removal: Removal,
-    scores: Result,
-    groups: Sequence[Sequence[str]],
-    tested: Sequence[str],
-    attended: Mapping[str, float],
-    share: float,
-    distant: Sequence[str],
-    rounds: int,
-) -> Decision:
+def _of_heads(removal: Removal, groups: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """What becomes of the loss without the heads of these groups."""
     heads = [head for group in groups for head in group]
     together = "+".join(heads)
     effect, order = UNKNOWN, UNKNOWN
     if heads:
         effect = removal.patches.effects([together], SecondCopyLoss())[together]
         order = removal.out_of_order(heads)
-    return Decision(
-        scores=scores,
-        groups=groups,
-        tested=tested,
-        attended=attended,
-        losses=removal.losses([]),
-        without=removal.losses(heads),
-        removal=effect,
-        order=order,
-        in_order=removal.in_another_order(),
-        share=share,
-        distant=distant,
-        rounds=rounds,
-    )
+    return {"without": removal.losses(heads), "removal": effect, "order": order}
 
 
 @contextmanager

@@ -194,16 +194,12 @@ def measured(patches: Patches, edges: Sequence[Edge]) -> list[Edge]:
             InductionScore(head),
         ).items()
     }
-    return [
-        edge
-        if edge.sender == SMEAR
-        else replace(
-            edge,
-            score=scores.get((edge.head, edge.label), UNKNOWN),
-            loss=losses[edge.label],
-        )
-        for edge in edges
-    ]
+
+    def with_both(edge: Edge) -> Edge:
+        score = scores.get((edge.head, edge.label), UNKNOWN)
+        return replace(edge, score=score, loss=losses[edge.label])
+
+    return [edge if edge.sender == SMEAR else with_both(edge) for edge in edges]
 
 
 def _can_change_score(edge: Edge) -> bool:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.analysis.circuits.head_maps import convolutions, lag_maps, refuse_unread
+from interp.analysis.circuits.head_maps import convolutions, lag_maps, lag_names, refuse_unread
 from interp.models.linear import LinearLayer
 from interp.results.result import Result, versions
 from interp.views import View, view
@@ -48,9 +48,7 @@ def conv_weights(model: Any, layer: int | None = None) -> Result:
     >>> conv_weights(model).values.shape
     (2, 32, 32)
     """
-    viewed = view(model)
-    layer, conv = _chosen(viewed, layer)
-    viewed.check_finite()
+    viewed, conv = _chosen(model, layer)
     weights = lag_maps(viewed, conv)
     channels = tuple(range(weights.shape[-1]))
     axes, labels = ("lag", "input", "output"), {"input": channels, "output": channels}
@@ -62,7 +60,7 @@ def conv_weights(model: Any, layer: int | None = None) -> Result:
         weights.double().cpu().numpy(),
         axes,
         labels={"lag": tuple(range(len(weights))), **labels},
-        provenance={"model": viewed.name, "layer": layer, "versions": versions()},
+        provenance=_origin(viewed, layer=conv.layer),
     )
 
 
@@ -111,11 +109,11 @@ def conv_lags(model: Any) -> Result:
         ("conv", "lag", "measure"),
         labels={
             "conv": tuple(f"L{layer}" for layer in convs),
-            "lag": tuple(f"lag {lag}" for lag in range(n_lags)),
+            "lag": lag_names(n_lags),
             "measure": MEASURES,
         },
         unit=UNITS,
-        provenance={"model": viewed.name, "versions": versions()},
+        provenance=_origin(viewed),
     )
 
 
@@ -139,20 +137,18 @@ def conv_singular_values(model: Any, layer: int | None = None) -> Result:
     >>> conv_singular_values(model).values.shape
     (2, 32)
     """
-    viewed = view(model)
-    layer, conv = _chosen(viewed, layer)
-    viewed.check_finite()
+    viewed, conv = _chosen(model, layer)
     values = torch.linalg.svdvals(lag_maps(viewed, conv).double()).cpu().numpy()
     return Result(
         "conv_singular_values",
         values,
         ("lag", "rank"),
         labels={
-            "lag": tuple(f"lag {lag}" for lag in range(len(values))),
+            "lag": lag_names(len(values)),
             "rank": tuple(range(1, values.shape[1] + 1)),
         },
         unit="singular value",
-        provenance={"model": viewed.name, "layer": layer, "versions": versions()},
+        provenance=_origin(viewed, layer=conv.layer),
     )
 
 
@@ -173,7 +169,13 @@ def _convolutions(viewed: View) -> dict[int, LinearLayer]:
     return found
 
 
-def _chosen(viewed: View, layer: int | None) -> tuple[int, LinearLayer]:
+def _origin(viewed: View, **more: int) -> dict[str, Any]:
+    return {"model": viewed.name, **more, "versions": versions()}
+
+
+def _chosen(model: Any, layer: int | None) -> tuple[View, LinearLayer]:
+    """The convolution that is asked for, of a model that may be asked."""
+    viewed = view(model)
     convs = _convolutions(viewed)
     layers = tuple(convs)
     if layer is None and len(layers) > 1:
@@ -181,7 +183,8 @@ def _chosen(viewed: View, layer: int | None) -> tuple[int, LinearLayer]:
     chosen = max(layers) if layer is None else layer
     if chosen not in convs:
         raise ValueError(f"layer {chosen} has no convolution; the conv layers are {layers}")
-    return chosen, convs[chosen]
+    viewed.check_finite()
+    return viewed, convs[chosen]
 
 
 def _measures(

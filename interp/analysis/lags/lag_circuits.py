@@ -20,6 +20,7 @@ from interp.analysis.circuits.head_maps import (
     by_layer,
     check_distance,
     head_maps,
+    lag_names,
     refuse_unread,
 )
 from interp.analysis.circuits.reads import TOKENS_AT_ONCE, Reads, activations, read_heads
@@ -155,10 +156,7 @@ def lag_pair_shares(model: Any, tokens: Tokens, *, groups: Groups | None = None)
     viewed.check_finite()
     some_at_once = tokens.split(TOKENS_AT_ONCE // tokens.shape[1] or 1)
     samples = torch.cat([_shares(viewed, heads, some) for some in some_at_once])
-    query_lags, key_lags = (
-        (*(f"lag {lag}" for lag in range(_most(heads, channel))), "constants")
-        for channel in ("q", "k")
-    )
+    query_lags, key_lags = ((*lag_names(_most(heads, c)), "constants") for c in ("q", "k"))
     return Result.from_samples(
         "lag_pair_shares",
         samples.numpy(),
@@ -236,7 +234,7 @@ class Split:
         terms = torch.stack(shown, dim=2)
         if way.end.channel != "v":
             terms = attending.turned(terms)
-        names = (*(f"lag {lag}" for lag in range(len(lags))), *constants)
+        names = (*lag_names(len(lags)), *constants)
         return cls(names, len(lags), terms)
 
     @property
@@ -249,7 +247,7 @@ class Split:
         constants = self.terms[:, :, self.lags :].sum(2, keepdim=True)
         missing = torch.zeros_like(constants).expand(-1, -1, lags - self.lags, -1)
         terms = torch.cat([self.terms[:, :, : self.lags], missing, constants], dim=2)
-        return Split((*(f"lag {lag}" for lag in range(lags)), "constants"), lags, terms)
+        return Split((*lag_names(lags), "constants"), lags, terms)
 
 
 def _most(heads: Mapping[str, HeadMaps], channel: Channel) -> int:

@@ -7,6 +7,7 @@ not at all. No published detector tells these apart; this one is ours.
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -401,11 +402,10 @@ def _sums(
     heads: Mapping[str, HeadMaps], read: Mapping[str, HeadReads], tokens: Tokens
 ) -> dict[str, HeadSums]:
     """The second moments of every head."""
-    sums: dict[str, HeadSums] = {}
-    for head, x, computed in _computed(heads, tokens):
-        some = HeadSums.over(read[head.label], x, computed)
-        sums[head.label] = sums[head.label] + some if head.label in sums else some
-    return sums
+    return _by_label(
+        (head.label, HeadSums.over(read[head.label], x, computed))
+        for head, x, computed in _computed(heads, tokens)
+    )
 
 
 def _errors(
@@ -415,12 +415,10 @@ def _errors(
     tokens: Tokens,
 ) -> dict[str, ScoreErrors]:
     """How far the accounts of every head miss its scores."""
-    errors: dict[str, ScoreErrors] = {}
-    for head, x, computed in _computed(heads, tokens):
-        label = head.label
-        some = _score_errors(read[label], mixtures[label], head, x, computed)
-        errors[label] = errors[label] + some if label in errors else some
-    return errors
+    return _by_label(
+        (head.label, _score_errors(read[head.label], mixtures[head.label], head, x, computed))
+        for head, x, computed in _computed(heads, tokens)
+    )
 
 
 def _computed(
@@ -445,7 +443,14 @@ def _chunks(tokens: Tokens) -> Sequence[Tensor]:
 
 
 def _total(parts: Iterable[Sums]) -> Sums:
-    return functools.reduce(lambda one, other: one + other, parts)
+    return functools.reduce(operator.add, parts)
+
+
+def _by_label(parts: Iterable[tuple[str, Sums]]) -> dict[str, Sums]:
+    totals: dict[str, Sums] = {}
+    for label, part in parts:
+        totals[label] = totals[label] + part if label in totals else part
+    return totals
 
 
 def _outputs(head: HeadMaps) -> Float[Tensor, "d_head _"]:
