@@ -1,7 +1,12 @@
 """What a config may hold: checks whose messages name the value and the bound."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
+
+from torch import Tensor
+
+from interp.models.hooks import nearest
 
 
 def require(condition: bool, message: str) -> None:
@@ -34,6 +39,23 @@ def require_numbers(owner: str, **numbers: float) -> None:
             isinstance(value, int | float) and math.isfinite(value),
             f"{owner}: {name} is {value!r}, but it must be a finite number",
         )
+
+
+def require_weights(
+    state: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], source: str, what: str
+) -> None:
+    """Weights that are missing, surplus or misshapen: the first is named."""
+    surplus = [name for name in state if name not in shapes]
+    for name, shape in shapes.items():
+        if name not in state:
+            raise ValueError(f"{source}: {what} {name!r} is missing{nearest(name, surplus)}")
+        found = tuple(state[name].shape)
+        require(
+            found == tuple(shape),
+            f"{source}: {what} {name!r} has shape {found}, but must be {tuple(shape)}",
+        )
+    if surplus:
+        raise ValueError(f"{source}: {what} {surplus[0]!r} has no place in this model")
 
 
 def require_choice(name: str, value: Any, choices: Any) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from interp.models.checks import require_weights
 from interp.models.config import ModelConfig
-from interp.models.hooks import nearest
 from interp.models.layers import Attention, Conv
 
 Shape = tuple[int, ...]
@@ -64,21 +64,10 @@ def _check(state: Mapping[str, Tensor], layers: tuple[str, str]) -> None:
             f"course network: embeddings.weight is {found}, but must be [vocab, d_model]"
         )
     d_vocab, d_model = embedding.shape
-    expected = _shapes(d_vocab, d_model, layers)
-    surplus = [key for key in state if key not in expected]
-    for key in expected:
-        if key not in state:
-            raise ValueError(f"course network: key {key!r} is missing{nearest(key, surplus)}")
-    if "conv" in layers and "filter_mask" in surplus:
+    if "conv" in layers and "filter_mask" in state:
         _check_filter(state["filter_mask"])
-        surplus.remove("filter_mask")
-    if surplus:
-        raise ValueError(f"course network: key {surplus[0]!r} has no place in it")
-    for key, shape in expected.items():
-        if state[key].shape != shape:
-            raise ValueError(
-                f"course network: {key!r} has shape {tuple(state[key].shape)}, but must be {shape}"
-            )
+        state = {key: weight for key, weight in state.items() if key != "filter_mask"}
+    require_weights(state, _shapes(d_vocab, d_model, layers), "course network", "key")
 
 
 def _check_filter(mask: Tensor) -> None:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from interp.models.checks import require_weights
 from interp.models.config import ModelConfig
 from interp.models.hooks import nearest
 
@@ -145,29 +146,17 @@ class HubMixin(PyTorchModelHubMixin, library_name="interp", tags=["mechanistic-i
             )
         state = _read_weights(files[WEIGHTS])
         model = kind.from_config(config, tokenizer=_read_tokenizer(files))
-        check_state(state, cast(Any, model).state_dict(), source)
+        expected = cast(Any, model).state_dict()
+        require_weights(state, {n: x.shape for n, x in expected.items()}, source, "weight")
+        for name, tensor in state.items():
+            if not tensor.is_floating_point():
+                raise ValueError(
+                    f"{source}: weight {name!r} is {tensor.dtype}, but must be floating"
+                )
         stored = next(iter(state.values())).dtype
         cast(Any, model).to(device=device, dtype=dtype or stored).load_state_dict(state)
         model.loaded_from = Path(source).name
         return cast(Any, model).eval()
-
-
-def check_state(state: dict[str, Tensor], expected: dict[str, Tensor], source: str) -> None:
-    """Refuse weights that are missing, surplus or misshapen, naming the first."""
-    surplus = [name for name in state if name not in expected]
-    for name in expected:
-        if name not in state:
-            raise ValueError(f"{source}: weight {name!r} is missing{nearest(name, surplus)}")
-    if surplus:
-        raise ValueError(f"{source}: weight {surplus[0]!r} has no place in this model")
-    for name, tensor in state.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"{source}: weight {name!r} is {tensor.dtype}, but must be floating")
-        if tensor.shape != expected[name].shape:
-            raise ValueError(
-                f"{source}: weight {name!r} has shape {tuple(tensor.shape)}, but the config asks "
-                f"for {tuple(expected[name].shape)}"
-            )
 
 
 def _find_files(source: str, download: dict[str, Any]) -> dict[str, Path]:

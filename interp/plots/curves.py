@@ -267,8 +267,7 @@ def _chance_marks(part: Result, heights: np.ndarray) -> list[go.Scatter]:
             marker={"symbol": "diamond", "size": 10, "color": "white", "line": edge},
             name="chance",
             legendrank=2000,
-            text=[f"chance {rounded(chance)}" for chance in part.chance],
             cliponaxis=False,
-            hovertemplate="%{text}<extra></extra>",
+            **style.hovering([f"chance {rounded(chance)}" for chance in part.chance]),
         )
     ]

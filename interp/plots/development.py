@@ -162,8 +162,7 @@ def by_position(result: Result) -> go.Figure:
         y=_edges(np.array(result.labels["position"], dtype=np.float64)),
         z=values,
         coloraxis="coloraxis",
-        text=_readings(result),
-        hovertemplate="%{text}<extra></extra>",
+        **style.hovering(_readings(result)),
     )
     return figure
 

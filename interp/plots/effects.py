@@ -136,8 +136,7 @@ def _rows(result: Result, unit: str, measures: list[str]) -> go.Figure:
             line={"width": 1.5, "color": COLOURS[name]},
             marker={"color": COLOURS[name], "size": 8},
             error_x={"array": part.standard_error, "thickness": 1.5, "width": 0},
-            text=hover,
-            hovertemplate="%{text}<extra></extra>",
+            **style.hovering(hover),
         )
     return figure
 

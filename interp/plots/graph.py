@@ -96,8 +96,7 @@ def draw(
             legendgroup=style.text(edge.kind),
             legendrank="QKV".find(edge.kind),
             showlegend=any(edge is one for one in in_legend),
-            text=[edge.hover] * len(x),
-            hovertemplate="%{text}<extra></extra>",
+            **style.hovering([edge.hover] * len(x)),
             **axes,
         )
     _draw_nodes(figure, nodes, strongest, axes)

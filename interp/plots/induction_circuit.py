@@ -133,8 +133,7 @@ def _draw_edge(figure: go.Figure, edge: _Edge, line: Line) -> None:
                 "color": COLOURS[edge.link.channel],
                 "width": NARROWEST_LINE + edge.size * (WIDEST_LINE - NARROWEST_LINE),
             },
-            text=[edge.hover] * len(part),
-            hovertemplate="%{text}<extra></extra>",
+            **style.hovering([edge.hover] * len(part)),
         )
     x, y = line.label
     figure.add_scatter(

@@ -191,8 +191,7 @@ def _marks(
         line={"color": colour, "width": width},
         marker={"color": colour, "size": size, "symbol": symbol},
         cliponaxis=False,
-        text=[_short(place) for place in x],
-        hovertemplate="%{text}<extra></extra>",
+        **style.hovering([_short(place) for place in x]),
     )
 
 

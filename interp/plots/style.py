@@ -147,6 +147,11 @@ def axis(title: str = "", **more: Any) -> dict[str, Any]:
     return quiet | more
 
 
+def hovering(texts: Any) -> dict[str, Any]:
+    """Of a trace: markup that hovering over each of its points shows, and nothing beside it."""
+    return {"text": texts, "hovertemplate": "%{text}<extra></extra>"}
+
+
 def require(result: Result, is_drawn: bool, what: str) -> None:
     """Refuse axes that a picture is not drawn of; `what` says which it takes."""
     if not is_drawn:

@@ -124,7 +124,7 @@ def draw(
     else:
         rows, columns = map(range, tiles.values.shape)
         texts = [[tiles.hover(row, column) for column in columns] for row in rows]
-        common |= {"text": texts, "hovertemplate": "%{text}<extra></extra>"}
+        common |= style.hovering(texts)
     if tiles.is_grey and not known.all():
         # First: it says why its value is unknown.
         grey = [[0, style.FAINT], [1, style.FAINT]]

@@ -51,25 +51,20 @@ class OutputsOfLogits(Outputs):
         self._logits = wide(logits)
 
     def at(self, positions: Sequence[int]) -> "OutputsOfLogits":
-        """The same at some of the positions only."""
         return OutputsOfLogits(at_positions(self._logits, positions))
 
     def logits(self) -> Logits:
-        """All logits."""
         return self._logits
 
     def losses_and_hits(self, targets: Tokens) -> tuple[Losses, Losses]:
-        """The cross-entropy in nats of one target per position, and 1 where it is likeliest."""
         targets = targets.to(self._logits.device)
         losses = F.cross_entropy(self._logits.transpose(1, 2), targets, reduction="none")
         return losses, (self._logits.argmax(-1) == targets).to(losses)
 
     def logits_of(self, tokens: Choices) -> ChosenLogits:
-        """The logits of a few tokens per position."""
         return self._logits.gather(-1, tokens.to(self._logits.device))
 
     def mean_logit(self) -> Losses:
-        """The mean over the vocabulary, at each position."""
         return self._logits.mean(-1)
 
 
@@ -87,32 +82,28 @@ class OutputsOfStream(Outputs):
         self._b_U = None if b_U is None else b_U.detach()
 
     def at(self, positions: Sequence[int]) -> "OutputsOfStream":
-        """The same at some of the positions only."""
         return OutputsOfStream(at_positions(self._stream, positions), self._W_U, self._b_U)
 
     def logits(self) -> Logits:
-        """All logits."""
         return wide(F.linear(self._stream, self._W_U.T, self._b_U))
 
     def losses(self, targets: Tokens) -> Losses:
-        """The cross-entropy in nats of one target per position."""
         targets = targets.to(self._stream.device)
         return losses_alone(self._stream, self._W_U, self._b_U, targets, IN_CACHE)
 
     def losses_and_hits(self, targets: Tokens) -> tuple[Losses, Losses]:
-        """The cross-entropy in nats of one target per position, and 1 where it is likeliest."""
         targets = targets.to(self._stream.device)
         return loss_and_accuracy(self._stream, self._W_U, self._b_U, targets, IN_CACHE)
 
     def logits_of(self, tokens: Choices) -> ChosenLogits:
-        """The logits of a few tokens per position: dot products, and no unembedding."""
+        # Dot products, and no unembedding.
         tokens = tokens.to(self._stream.device)
         directions = self._W_U.T[tokens]
         logits = wide(torch.einsum("bpm,bpcm->bpc", self._stream, directions))
         return logits if self._b_U is None else logits + self._b_U[tokens]
 
     def mean_logit(self) -> Losses:
-        """The mean over the vocabulary, at each position: one direction, and no unembedding."""
+        # One direction, and no unembedding.
         mean = wide(self._stream) @ wide(self._W_U).mean(1)
         return mean if self._b_U is None else mean + wide(self._b_U).mean()
 

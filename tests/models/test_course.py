@@ -202,12 +202,12 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "surplus key": (
         "conv-attn",
         {"qkv__W_O__weight": torch.zeros(6, 6)},
-        "key 'qkv.W_O.weight' has no place in it",
+        "key 'qkv.W_O.weight' has no place in this model",
     ),
     "a bias too many": (
         "attn-attn",
         {"qkv1__W_Q__bias": torch.zeros(6)},
-        "key 'qkv1.W_Q.bias' has no place in it",
+        "key 'qkv1.W_Q.bias' has no place in this model",
     ),
     "kernel of five": (
         "conv-attn",
@@ -237,7 +237,7 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "a mask without a convolution": (
         "attn-attn",
         {"filter_mask": torch.tensor([1.0, 1.0, 0.0])},
-        "key 'filter_mask' has no place in it",
+        "key 'filter_mask' has no place in this model",
     ),
     "the other network": ("attn-attn", {}, "key 'conv.weight' is missing"),
 }

@@ -102,7 +102,7 @@ def with_weights(directory: Path, **changes: Tensor | None) -> None:
         ({"embed__extra": torch.zeros(2)}, "weight 'embed.extra' has no place in this model"),
         (
             {"unembed__W_U": torch.zeros(zoo.D_VOCAB, zoo.D_MODEL)},
-            r"weight 'unembed.W_U' has shape \(23, 12\), but the config asks for \(12, 23\)",
+            r"weight 'unembed.W_U' has shape \(23, 12\), but must be \(12, 23\)",
         ),
         (
             {"unembed__b_U": torch.zeros(zoo.D_VOCAB, dtype=torch.int64)},
@@ -145,7 +145,7 @@ CONFIGS: dict[str, tuple[str | Callable[[dict[str, Any]], Any], str]] = {
     ),
     "another width": (
         lambda config: config | {"d_model": 16},
-        r"weight '.*' has shape \(.*12\), but the config asks for \(.*16\)",
+        r"weight '.*' has shape \(.*12\), but must be \(.*16\)",
     ),
     "a size that is none": (
         lambda config: config | {"n_ctx": 0},
