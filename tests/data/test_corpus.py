@@ -10,7 +10,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from interp.data.corpus import Corpus, load_corpus
+from interp.data.corpus import Corpus
+from interp.data.sources import load_corpus
 
 # Past the type checker that the tests run under: a caller may have none.
 split = inspect.unwrap(Corpus.split)
