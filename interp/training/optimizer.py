@@ -1,7 +1,7 @@
 """What moves the weights: AdamW alone, or Muon for the hidden matrices beside it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from einops import parse_shape, rearrange
@@ -9,11 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from interp.models.hooks import nearest
 from interp.models.layers import FeedForward, Mixer
-
-if TYPE_CHECKING:
-    from interp.training.recipe import Recipe
+from interp.training.parts import part_of, set_to_zero
+from interp.training.recipe import Recipe
 
 _ADAMW = ("lr", "betas", "eps", "weight_decay")
 _MUON = ("lr", "weight_decay")
@@ -21,7 +19,7 @@ _MUON = ("lr", "weight_decay")
 Matrices = Float[Tensor, "matrix d_out d_in"]
 
 
-def optimizer_for(model: nn.Module, recipe: "Recipe") -> torch.optim.Optimizer:
+def optimizer_for(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The optimizer that a recipe asks for, over a model's parameters.
 
     Weights decay, biases, gains and smears do not. What the recipe holds at zero gets no gradient
@@ -36,7 +34,6 @@ def optimizer_for(model: nn.Module, recipe: "Recipe") -> torch.optim.Optimizer:
         ValueError: a part to hold at zero that the model does not have, or Muon over weights that
             are split between devices.
 
-    >>> from interp.training.recipe import Recipe
     >>> recipe = Recipe(optimizer="muon", model={"d_model": 16, "n_heads": 2})
     >>> optimizer = optimizer_for(recipe.build(300), recipe)
     >>> for group in optimizer.param_groups:
@@ -58,7 +55,7 @@ def optimizer_for(model: nn.Module, recipe: "Recipe") -> torch.optim.Optimizer:
 
 
 def _groups(
-    parameters: Mapping[str, nn.Parameter], recipe: "Recipe", layouts: Mapping[str, str]
+    parameters: Mapping[str, nn.Parameter], recipe: Recipe, layouts: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     by_layout: dict[str | None, dict[str, nn.Parameter]] = {None: {}}
     for name, parameter in parameters.items():
@@ -176,38 +173,6 @@ class MuonAdamW(torch.optim.Optimizer):
         muon.step()
         for p, stack in zip(moved, stacks, strict=True):
             p.copy_(from_matrices(layout, stack, like=p))
-
-
-def part_of(model: nn.Module, name: str) -> tuple[nn.Parameter, int | None]:
-    """A parameter by its name, or one of its slices: "blocks.0.conv.W_conv.1" is lag 1.
-
-    Returns:
-        The parameter and the index into its first dimension, or None for all of it.
-
-    Raises:
-        ValueError: no such parameter, or no such slice of it.
-    """
-    parameters = dict(model.named_parameters())
-    if name in parameters:
-        return parameters[name], None
-    whole, _, index = name.rpartition(".")
-    if whole not in parameters or not index.isdecimal():
-        raise ValueError(
-            f"recipe: held_at_zero names {name!r}, which is no parameter of the model and no slice "
-            f"of one{nearest(name, parameters)}"
-        )
-    size = parameters[whole].shape[0]
-    if int(index) >= size:
-        raise ValueError(
-            f"recipe: held_at_zero names {name!r}, but {whole} has slices 0 to {size - 1} only"
-        )
-    return parameters[whole], int(index)
-
-
-@torch.no_grad()
-def set_to_zero(parameter: nn.Parameter, index: int | None) -> None:
-    """Zero a parameter, or one slice of it, in place."""
-    (parameter if index is None else parameter[index]).zero_()
 
 
 def _keep_at_zero(

@@ -169,7 +169,7 @@ class Recipe:
             ValueError: the model cannot be built, or the corpus is of no known kind.
             FileNotFoundError: the corpus has no file.
         """
-        from interp.data.corpus import check_source
+        from interp.data.sources import check_source
 
         self.build(self.vocab_size)
         try:
@@ -180,7 +180,7 @@ class Recipe:
     def build(self, d_vocab: int, tokenizer: Any = None) -> "HookedSequenceModel":
         """A fresh model for this recipe; sizes that do not fit are refused here."""
         from interp.training.initial import as_in_the_course
-        from interp.training.optimizer import part_of, set_to_zero
+        from interp.training.parts import part_of, set_to_zero
 
         try:
             model = self._build(d_vocab, tokenizer)

@@ -9,8 +9,8 @@ from interp.training.optimizer import (
     as_matrices,
     layouts_of,
     optimizer_for,
-    part_of,
 )
+from interp.training.parts import part_of
 from tests.training.test_optimizer import RATE, by_hand, gradients_for, recipe_of, step
 
 
