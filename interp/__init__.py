@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 
     __version__: str
 else:
-    from interp.public import attach
+    from interp.public import attach, provide
 
+    provide("figure", "interp.plots.figures:figure")  # for Result.plot, which knows no pictures
     _public, _listed, __all__ = attach(__name__, renamed={"circuit": "induction_circuit"})
-    del attach
+    del attach, provide
 
     def __getattr__(name):  # noqa: ANN001, ANN202
         if name == "__version__":

@@ -15,6 +15,8 @@ from pkgutil import iter_modules
 from pkgutil import resolve_name as value_of
 from typing import Any
 
+_PROVIDED: dict[str, str] = {}
+
 
 def offered(package: str) -> dict[str, str]:
     """Where each name that a package offers comes from, as "module:name"; nothing is imported."""
@@ -59,6 +61,19 @@ def attach(
         return sorted({*homes, *(part.name for part in iter_modules(folders) if part.ispkg)})
 
     return getattr_, dir_, names
+
+
+def provide(role: str, home: str) -> None:
+    """Enter who plays a role for modules that lie below it, as "module:name"; nothing is imported.
+
+    `Result.plot` asks for the role "figure" and knows of no picture, as pandas finds its plots.
+    """
+    _PROVIDED[role] = home
+
+
+def provided(role: str) -> Any:
+    """What was entered for a role; its module is imported when it is first asked for."""
+    return value_of(_PROVIDED[role])
 
 
 def _source(package: str) -> str:

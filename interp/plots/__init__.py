@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure as Figure
 
     from interp.plots.attention import AttentionView as AttentionView
-    from interp.plots.registry import figure as figure
+    from interp.plots.figures import figure as figure
 else:
     from interp.public import attach
 

@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from importlib import import_module
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 from jaxtyping import Float64
 
+from interp.public import provided
 from interp.results import storage, tables
 from interp.results.provenance import json_copy, versions
 from interp.results.sampling import Groups, Sampling
@@ -229,8 +229,7 @@ class Result:
         Raises:
             ValueError: the result has none of these axes.
         """
-        # Looked up by name: results know nothing of pictures.
-        return import_module("interp.plots").figure(self)
+        return provided("figure")(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one JSON file, whole or not at all, from which `load` gives back every bit."""

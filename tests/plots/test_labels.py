@@ -10,8 +10,9 @@ from interp.analysis import Result
 from interp.plots import AttentionView, figure
 from interp.plots.composition import MEASURES
 from interp.plots.development import training
+from interp.plots.figures import pictures
 from interp.plots.phases import shaded
-from interp.plots.registry import Order, draws, pictures
+from interp.plots.registry import Order, draws
 from interp.plots.runs import runs
 
 EVIL = '<a href="https://evil.example">x</a><img src=x onerror=y> <i>& $z$'
