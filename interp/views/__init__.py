@@ -11,11 +11,11 @@ from interp.models.sequence import HookedSequenceModel
 from interp.views.bridge import BridgeView
 from interp.views.entries import Entries as Entries
 from interp.views.ours import OurView
-from interp.views.protocol import EverythingCaptured as EverythingCaptured
-from interp.views.protocol import Hook as Hook
-from interp.views.protocol import Start as Start
 from interp.views.protocol import View as View
-from interp.views.protocol import keeping as keeping
+from interp.views.running import EverythingCaptured as EverythingCaptured
+from interp.views.running import Hook as Hook
+from interp.views.running import Start as Start
+from interp.views.running import keeping as keeping
 
 
 def view(model: Any) -> View:

@@ -16,7 +16,8 @@ from interp.models.linear import Channel, FrozenNorm, LinearChannel, maybe_wide,
 from interp.models.shapes import Logits, Scores, Stream, Tokens
 from interp.views.entries import Entries, entries_of
 from interp.views.outputs import Outputs, OutputsOfLogits, at_positions
-from interp.views.protocol import Hook, ReadEntries, ReadHook, Start, View
+from interp.views.protocol import ReadEntries, ReadHook, View
+from interp.views.running import Hook, Start
 
 OUT_MULTIPLIERS = {"attn": "attention_out_multiplier", "mamba": "ssm_out_multiplier"}
 """What Falcon-H1's config multiplies with what its mixers give, after their hook points."""

@@ -14,8 +14,9 @@ from interp.models.sequence import HookedSequenceModel
 from interp.models.shapes import Heads, Logits, Scores, Stream, Tokens
 from interp.views.entries import entries_from_parts, entries_of
 from interp.views.outputs import Outputs, OutputsOfStream, at_positions
-from interp.views.protocol import Hook, ReadEntries, ReadHook, Start, View
+from interp.views.protocol import ReadEntries, ReadHook, View
 from interp.views.replay import run_from
+from interp.views.running import Hook, Start
 
 
 class OurView(View):

@@ -1,10 +1,9 @@
 """The questions that an analysis may ask of any model, whoever wrote it."""
 
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,72 +24,19 @@ from interp.models.hooks import undisturbed
 from interp.models.linear import FrozenNorm
 from interp.models.shapes import Logits, Scores, Stream, Tokens
 from interp.views.entries import Entries, Index
-from interp.views.outputs import Outputs
+from interp.views.running import EverythingCaptured, Hook, Running, Start, keeping
 from interp.views.sums import sums_of
 
 ReadEntries = Callable[[int, Entries], None]
 ReadHook = tuple[str, Callable[..., None]]
-Hook = tuple[str, Callable[..., Tensor | None]]
-"""The name of a hook point, and a function of the activation and the hook point, as
-`model.hooks(fwd_hooks=...)` takes them."""
 
 
 HEAD = re.compile(r"L([0-9]+)H([0-9]+)")
 
 
-class EverythingCaptured(Exception):  # noqa: N818 - a signal, no error
-    """Raised in a hook, and caught where the model is run: nothing above is worth computing."""
-
-
-def keeping(names: Collection[str], kept: dict[str, Tensor], stop: bool = False) -> list[Hook]:
-    """Hooks that keep the activations at these hook points in `kept`, in the order of the model.
-
-    Where gradients are on, what is kept has one: a model's lowest activations are made leaves.
-
-    Args:
-        names: the hook points.
-        kept: what it is put in, by name.
-        stop: whether the pass ends with the last of them (`EverythingCaptured`).
-    """
-
-    def keeper(name: str) -> Hook:
-        def keep(activation: Tensor, hook: Any) -> Tensor | None:
-            differentiated = torch.is_grad_enabled()
-            if differentiated and not activation.requires_grad:
-                activation = activation.detach().requires_grad_()
-            kept[name] = activation
-            if stop and len(kept) == len(names):
-                raise EverythingCaptured
-            # A bridge may show another form of what goes on: what is kept has to go on itself.
-            return activation if differentiated else None
-
-        return name, keep
-
-    return [keeper(name) for name in names]
-
-
-@dataclass(frozen=True, eq=False)
-class Start:
-    """Where a forward pass begins, if not at the tokens.
-
-    Attributes:
-        layer: the first layer to run; the number of layers where only the end is left.
-        stream: what enters it.
-        mixed: what its heads or lags write, where that is known already and need not be computed.
-    """
-
-    layer: int
-    stream: Stream
-    mixed: Stream | None = None
-
-
-class View(ABC):
+class View(Running):
     """The questions. A model is left as it was: its mode, its hooks, its gradients."""
 
-    model: Any
-    n_ctx: int
-    d_vocab: int
-    n_layers: int
     starts_anywhere: bool
     """Whether a forward pass can begin at a `Start`."""
     keeps_gradients = False
@@ -111,11 +57,6 @@ class View(ABC):
         """What every pass runs in: eval mode, and gradients only if they are asked for."""
         with undisturbed(self.model), torch.set_grad_enabled(self.keeps_gradients):
             yield
-
-    @property
-    @abstractmethod
-    def heads(self) -> dict[int, int]:
-        """The number of heads of every layer that has any."""
 
     @abstractmethod
     def causal(self, layer: int) -> bool:
@@ -144,11 +85,6 @@ class View(ABC):
             for layer, sublayers in described.items()
         }
         return {layer: n for layer, n in lags.items() if n}
-
-    @property
-    @abstractmethod
-    def writers(self) -> tuple[Writer, ...]:
-        """All that writes to the residual stream, in order: embeddings, then layer by layer."""
 
     def written_by(self, layer: int) -> tuple[Writer, ...]:
         """All that one layer writes."""
@@ -327,23 +263,10 @@ class View(ABC):
         return sums_of(self).heads.get(layer)
 
     @property
-    @abstractmethod
-    def hooks(self) -> Collection[str]:
-        """The names of all hook points that can be hooked."""
-
-    @property
     def is_silent(self) -> bool:
         """Whether nobody else has hooked the model."""
         points = (self.model.hook_dict[name] for name in self.hooks)
         return not any(point.fwd_hooks or point.bwd_hooks for point in points)
-
-    @abstractmethod
-    def output_map(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
-        """From what a layer's heads attended to, to what they write to the stream: W_O."""
-
-    @abstractmethod
-    def output_bias(self, layer: int) -> Float[Tensor, " d_model"] | None:
-        """What a layer's attention writes whatever its heads attended to: b_O."""
 
     @abstractmethod
     def held_patterns(self, layer: int, pattern: Scores) -> list[Hook]:
@@ -355,20 +278,6 @@ class View(ABC):
     @abstractmethod
     def logits(self, tokens: Tokens) -> Logits:
         """The model's logits."""
-
-    @abstractmethod
-    def outputs(
-        self,
-        tokens: Tokens,
-        *,
-        positions: Sequence[int] | None = None,
-        start: Start | None = None,
-        hooks: Sequence[Hook] = (),
-    ) -> Outputs:
-        """Run the model under hooks, and give what it predicts at some positions (default: all).
-
-        With a start, what lies below it is not run, and of the tokens only the number matters.
-        """
 
     def capture(
         self,

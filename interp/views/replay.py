@@ -8,7 +8,7 @@ from typing import cast
 from interp.models.block import Block
 from interp.models.sequence import HookedSequenceModel
 from interp.models.shapes import Stream
-from interp.views.protocol import Start
+from interp.views.running import Start
 
 
 def run_from(model: HookedSequenceModel, start: Start, stop: int) -> Stream:

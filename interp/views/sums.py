@@ -7,7 +7,7 @@ running, a path leaks, a logit's parts do not add up. So the model is run once, 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,9 +15,7 @@ from torch import Tensor
 
 from interp.models.description import of_layer
 from interp.models.hooks import without_hooks
-
-if TYPE_CHECKING:
-    from interp.views.protocol import View
+from interp.views.running import Running
 
 N_TOKENS = 8
 """How long the sequence is that a model is checked on."""
@@ -45,7 +43,7 @@ class Sums:
 _known: "WeakKeyDictionary[Any, tuple[object, Sums]]" = WeakKeyDictionary()
 
 
-def sums_of(viewed: "View") -> Sums:
+def sums_of(viewed: Running) -> Sums:
     """What is wrong, found by one short run; kept until a weight changes."""
     weights = tuple((id(weight), weight._version) for weight in viewed.model.parameters())
     known = _known.get(viewed.model)
@@ -55,7 +53,7 @@ def sums_of(viewed: "View") -> Sums:
     return known[1]
 
 
-def _measured(viewed: "View") -> Sums:
+def _measured(viewed: Running) -> Sums:
     generator = torch.Generator().manual_seed(0)
     n_pos = min(N_TOKENS, viewed.n_ctx)
     tokens = torch.randint(viewed.d_vocab, (1, n_pos), generator=generator)
@@ -76,7 +74,7 @@ def _measured(viewed: "View") -> Sums:
     return sums
 
 
-def _wrong(viewed: "View", layer: int, found: Mapping[str, Tensor]) -> str | None:
+def _wrong(viewed: Running, layer: int, found: Mapping[str, Tensor]) -> str | None:
     """What is wrong with the writers of a layer."""
     first, last = f"blocks.{layer}.hook_resid_pre", f"blocks.{layer}.hook_resid_post"
     ends = ["blocks.0.hook_resid_pre"] if layer < 0 else [first, last]
@@ -118,7 +116,7 @@ def _gap(terms: Sequence[Tensor], added: Tensor, stream: Tensor) -> float | None
 
 
 def _entangled(
-    viewed: "View", tokens: Tensor, found: Mapping[str, Tensor]
+    viewed: Running, tokens: Tensor, found: Mapping[str, Tensor]
 ) -> Iterator[tuple[int, str]]:
     """Layers in which writers that should read side by side read one another."""
     sides = [list(side) for _, side in groupby(viewed.writers, lambda writer: writer.reads)]
@@ -138,7 +136,7 @@ def _entangled(
                 yield writer.layer, f"{writer.label} reads what {source.label} writes in it"
 
 
-def _check_heads(viewed: "View", layer: int, found: Mapping[str, Tensor], sums: Sums) -> None:
+def _check_heads(viewed: Running, layer: int, found: Mapping[str, Tensor], sums: Sums) -> None:
     z = found.get(f"blocks.{layer}.attn.hook_z")
     attn = [writer for writer in of_layer(viewed.writers, layer) if writer.kind == "attn"]
     if z is None:
@@ -180,7 +178,7 @@ def _put(value: Tensor) -> Any:
 
 
 def _captured(
-    viewed: "View", tokens: Tensor, names: set[str], hooks: Sequence[Any] = ()
+    viewed: Running, tokens: Tensor, names: set[str], hooks: Sequence[Any] = ()
 ) -> dict[str, Tensor]:
     """What is computed at these hook points; those that stay silent are missing."""
     found: dict[str, Tensor] = {}
