@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,9 +14,7 @@ from interp.models.checks import require_choice
 from interp.models.description import Term
 from interp.models.layers import FeedForward
 from interp.models.linear import later
-
-if TYPE_CHECKING:
-    from interp.models.sequence import HookedSequenceModel
+from interp.models.weights import WeightsMixin
 
 Group = tuple[list[str], Tensor]
 """Labels, and as many components of the stream stacked: [component *batch pos d_model]."""
@@ -35,7 +33,7 @@ class ActivationCache(_ActivationCache):
             its norms stand on the stream itself.
     """
 
-    model: "HookedSequenceModel"
+    model: WeightsMixin
 
     cuts_positions: bool = False
     """Whether only some positions are kept: what goes on to later ones is not known then."""

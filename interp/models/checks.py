@@ -15,6 +15,16 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def require_reach(owner: str, n_ctx: int, **reads: int) -> None:
+    """It reads no further back than the context is long."""
+    for what, n in reads.items():
+        require(
+            n <= n_ctx,
+            f"{owner}: {what}={n} reads further back than n_ctx={n_ctx}; use at most "
+            f"{what}={n_ctx} or a longer context",
+        )
+
+
 def require_positive(owner: str, **sizes: int) -> None:
     """Each is a whole number of at least 1."""
     for name, value in sizes.items():

@@ -5,6 +5,7 @@ read. A name is looked up among the bundled checkpoints, then as a directory, th
 """
 
 import json
+from abc import abstractmethod
 from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,13 +51,9 @@ class HubMixin(PyTorchModelHubMixin, library_name="interp", tags=["mechanistic-i
         HubMixin.architectures[cls.__name__] = cls
 
     @classmethod
+    @abstractmethod
     def from_config(cls, config: ModelConfig, *, seed: int = 0, tokenizer: Any = None) -> Self:
         """A fresh model of this class for any config, its preset's defaults ignored."""
-        from interp.models.sequence import HookedSequenceModel
-
-        model = cls.__new__(cls)
-        HookedSequenceModel.__init__(cast(Any, model), config, seed=seed, tokenizer=tokenizer)
-        return model
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write config, weights, tokenizer and, where there is none yet, a model card.

@@ -156,27 +156,33 @@ class FrozenNorm:
         return weight if self.gain is None else weight * self.gain
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LinearLayer(ABC):
     """A mixer that is linear given its frozen factors, with its norm and its residual path.
 
     Attributes:
         layer: its number.
+        name: the module's, "blocks.0.conv".
         norm: the norm before it, or after the sum where `post_norm`; None where there is none.
         residual: whether what it writes is added to the stream or replaces it.
         post_norm: whether the norm stands behind the sum.
-        lags: how many tokens it reads, the current one included.
+        depthwise: whether each lag has a scalar per channel and no matrix.
     """
 
     layer: int
+    name: str
     norm: FrozenNorm | None
     residual: bool
     post_norm: bool
-    lags: int
-
-    is_implied: bool = True
-    """Whether the stream's moments imply its frozen factors, as they do a norm's mean scale."""
     depthwise: bool = False
-    """Whether each lag has a scalar per channel and no matrix."""
+
+    is_implied: ClassVar[bool] = True
+    """Whether the stream's moments imply its frozen factors, as they do a norm's mean scale."""
+
+    @property
+    @abstractmethod
+    def lags(self) -> int:
+        """How many tokens it reads, the current one included."""
 
     @property
     def factors(self) -> tuple[Freezing, ...]:

@@ -1,4 +1,11 @@
-"""LayerNorm and RMSNorm with TransformerLens's hook points, and one kernel when nobody listens."""
+"""LayerNorm and RMSNorm with TransformerLens's hook points, and one kernel when nobody listens.
+
+A norm's gain γ and offset β stand before a linear map W, so
+
+    (x̂ γ + β) W = x̂ (γ W) + β W:
+
+the map can carry both.
+"""
 
 from typing import Literal
 
@@ -8,6 +15,18 @@ from torch import Tensor, nn
 
 from interp.models.hooks import HookPoint
 from interp.models.shapes import Stream
+
+
+@torch.no_grad()
+def fold_into(
+    weight: Tensor, bias: Tensor | None, gain: Tensor | None, offset: Tensor | None
+) -> None:
+    """W becomes diag(γ) W, and b becomes b + β W: of one map or of several, in place."""
+    if offset is not None:
+        assert bias is not None  # a spec's `with_room_for_offset` has seen to that
+        bias += torch.einsum("m,...md->...d", offset, weight)
+    if gain is not None:
+        weight.copy_(gain[:, None] * weight)
 
 
 class Norm(nn.Module):

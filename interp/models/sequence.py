@@ -1,6 +1,7 @@
 """HookedSequenceModel: tokens to logits through a residual stream that anyone can listen to."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -62,6 +63,13 @@ class HookedSequenceModel(HubMixin, TextMixin, WeightsMixin, HookedRootModule):
             self.unembed = Unembed(config.d_model, config.d_vocab, config.unembed_bias)
         initialise(self, config, seed)
         self.setup()
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, *, seed: int = 0, tokenizer: Any = None) -> Self:
+        """A fresh model of this class for any config, its preset's defaults ignored."""
+        model = cls.__new__(cls)
+        HookedSequenceModel.__init__(model, config, seed=seed, tokenizer=tokenizer)
+        return model
 
     @property
     def cfg(self) -> LensConfig:
@@ -236,7 +244,7 @@ class HookedSequenceModel(HubMixin, TextMixin, WeightsMixin, HookedRootModule):
 
     def fold_norms(self) -> Self:
         """The equal model whose norms have gain 1 and offset 0, folded into the maps they feed."""
-        return cast(Self, fold_norms(self))
+        return fold_norms(self, partial(self.from_config, tokenizer=self.tokenizer))
 
 
 def next_token_loss(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformer_lens import FactoredMatrix
 
 from interp.models.block import Block
+from interp.models.config import ModelConfig
 from interp.models.description import Sublayer
 from interp.models.embedding import (
     Embed,
@@ -51,6 +52,7 @@ def _stacked(name: str) -> Any:
 class WeightsMixin(nn.Module):
     """Read-only views. A stack runs over `attention_layers`: conv layers have no heads."""
 
+    config: ModelConfig
     embed: Embed
     pos_embed: LearnedPositions | SinusoidalPositions | None
     positions_enter_stream: bool

@@ -100,7 +100,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no layers": (lambda: ModelConfig(**SIZES, layers=()), "layers is empty: give at least one"),
     "lags and context": (
         lambda: config(Conv(lags=9)),
-        "layer 0: lags=9 .* n_ctx=8; use at most 8 lags or a longer context",
+        "layer 0: lags=9 .* n_ctx=8; use at most lags=8 or a longer context",
     ),
     "no output map": (
         lambda: config(HEAD, Attention(n_heads=3, d_head=5, output=False)),

@@ -259,7 +259,7 @@ def test_what_cannot_be_is_refused():
             Attention(**{"n_heads": 3, "d_head": 4, **arguments})
     with pytest.raises(ValueError, match="taps is 0"):
         MLP(16, taps=0)
-    with pytest.raises(ValueError, match=r"9 taps.*n_ctx=8"):
+    with pytest.raises(ValueError, match=r"layer 0: taps_o=9.*n_ctx=8"):
         zoo.config(Attention(n_heads=3, d_head=4, taps_o=9))
-    with pytest.raises(ValueError, match=r"layer 0: the MLP's 9 taps.*n_ctx=8"):
+    with pytest.raises(ValueError, match=r"layer 0: MLP: taps=9.*n_ctx=8"):
         zoo.config(Attention(n_heads=3, d_head=4, mlp=MLP(16, taps=9)))

@@ -175,7 +175,7 @@ def test_sizes_that_cannot_be_are_refused():
         Attention(n_heads=3, d_head=4, smear=True, taps_k=2)
     with pytest.raises(ValueError, match="taps_v is 0"):
         Attention(n_heads=3, d_head=4, taps_v=0)
-    with pytest.raises(ValueError, match=r"9 taps.*n_ctx=8"):
+    with pytest.raises(ValueError, match=r"taps_q=9.*n_ctx=8"):
         zoo.config(Attention(n_heads=3, d_head=4, taps_q=9))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +11,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.models import kernels
-from interp.models.checks import require, require_flags, require_positive
+from interp.models.checks import require, require_flags, require_positive, require_reach
 from interp.models.description import ALL, Attending, Place, Reader, Term
 from interp.models.hooks import HookPoint
 from interp.models.kernels import Visibility
-from interp.models.layers.layer import LayerSpec, Mixer, offset_through
+from interp.models.layers.layer import LayerSpec, Mixer
 from interp.models.layers.mlp import MLP
+from interp.models.layers.sizes import Sizes
 from interp.models.layers.taps import current_alone, lags_written, through_taps
 from interp.models.linear import (
     CHANNELS,
@@ -28,10 +29,8 @@ from interp.models.linear import (
     maybe_wide,
     wide,
 )
+from interp.models.norm import fold_into
 from interp.models.shapes import Heads, KeyMask, Results, Stream
-
-if TYPE_CHECKING:
-    from interp.models.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,7 @@ class Attention(LayerSpec):
 
     def __post_init__(self) -> None:
         require_positive("Attention", n_heads=self.n_heads, d_head=self.d_head)
-        taps = {"taps_q": self.taps_q, "taps_k": self.taps_k, "taps_v": self.taps_v}
-        require_positive("Attention", **taps, taps_o=self.taps_o)
+        require_positive("Attention", **self.taps, taps_o=self.taps_o)
         flags = {"smear": self.smear, "causal": self.causal, "output": self.output}
         flags |= {"key_offset": self.key_offset}
         require_flags("Attention", bias=self.bias, positions=self.positions, **flags)
@@ -103,13 +101,18 @@ class Attention(LayerSpec):
             f"{self.d_head} is no multiple of 4; use one that is",
         )
 
-    def check(self, index: int, config: "ModelConfig") -> None:
+    @property
+    def taps(self) -> dict[str, int]:
+        """The options that say how many tokens queries, keys and values are made of."""
+        return {"taps_q": self.taps_q, "taps_k": self.taps_k, "taps_v": self.taps_v}
+
+    def check(self, index: int, config: Sizes) -> None:
         """Widths fit where they have to, and positions are there to be hidden or turned."""
-        longest = max(self.taps_q, self.taps_k, self.taps_v, self.taps_o, 1 + self.key_offset)
+        require_reach(f"layer {index}", config.n_ctx, **self.taps, taps_o=self.taps_o)
         require(
-            longest <= config.n_ctx,
-            f"layer {index}: {longest} taps read further back than n_ctx={config.n_ctx}; use at "
-            f"most {config.n_ctx} taps or a longer context",
+            not self.key_offset or config.n_ctx > 1,
+            f"layer {index}: key_offset=True reads the token before, but n_ctx={config.n_ctx}; use "
+            "a longer context",
         )
         width = self.n_heads * self.d_head
         require(
@@ -129,14 +132,14 @@ class Attention(LayerSpec):
             "odd; use an even d_head or other positions",
         )
 
-    def build(self, config: "ModelConfig") -> "MultiHeadAttention":
+    def build(self, config: Sizes) -> "MultiHeadAttention":
         """The heads, with rotary positions where the model has them and the layer sees them."""
         rotary = None
         if config.positions == "rotary" and self.positions:
             rotary = Rotary(config.n_ctx, self.d_head, config.rotary_base)
         return MultiHeadAttention(config.d_model, self, rotary, config.dropout)
 
-    def affine_norm(self, config: "ModelConfig") -> bool:
+    def affine_norm(self, config: Sizes) -> bool:
         """Not where shortformer positions are added after the norm, unscaled.
 
         A gain there would only repeat what W_Q, W_K and W_V can do, and could not be folded into
@@ -145,14 +148,14 @@ class Attention(LayerSpec):
         adds_positions = config.positions == "shortformer" and self.positions
         return not adds_positions or config.norm_place == "post"
 
-    def with_room_for_offset(self, config: "ModelConfig") -> Self:
+    def with_room_for_offset(self, config: Sizes) -> Self:
         """With biases, if its norm has an offset."""
         return replace(self, bias=True) if self.affine_norm(config) else self
 
     def multiply_adds(self, d_model: int) -> int:
         """W_Q, W_K, W_V and W_O, smearing and taps; an offset only moves channels."""
         width = self.n_heads * self.d_head
-        taps = sum(n for n in (self.taps_q, self.taps_k, self.taps_v) if n > 1)
+        taps = sum(n for n in self.taps.values() if n > 1)
         mixed = width * (taps + 2 * self.smear) + d_model * (self.taps_o if self.taps_o > 1 else 0)
         return mixed + d_model * width * (4 if self.output else 3)
 
@@ -295,7 +298,7 @@ class MultiHeadAttention(Mixer):
             setattr(self, f"hook_{hook}", HookPoint(pos_dim=-3))
         for hook in ["attn_scores", "pattern", "log_sum_exp"]:
             setattr(self, f"hook_{hook}", HookPoint())
-        for channel, taps in zip(CHANNELS, (spec.taps_q, spec.taps_k, spec.taps_v), strict=True):
+        for channel, taps in zip(CHANNELS, spec.taps.values(), strict=True):
             weight = nn.Parameter(current_alone(taps, heads, width)) if taps > 1 else None
             if channel == "k" and spec.key_offset:
                 self.register_buffer("taps_K", _half_late(heads, width), persistent=False)
@@ -426,19 +429,14 @@ class MultiHeadAttention(Mixer):
         """What all heads write adds up."""
         return weight.shape[0] * weight.shape[1] if name == "W_O" else weight.shape[-2]
 
-    @torch.no_grad()
     def fold(self, gain: Tensor | None, offset: Tensor | None) -> None:
         """Gain and offset go into W_Q, W_K and W_V and their biases."""
         for name in "QKV":
-            weight, bias = getattr(self, f"W_{name}"), getattr(self, f"b_{name}")
-            if offset is not None:
-                bias += offset_through(offset, weight)
-            if gain is not None:
-                weight.copy_(gain[:, None] * weight)
+            fold_into(getattr(self, f"W_{name}"), getattr(self, f"b_{name}"), gain, offset)
 
     def terms(self, layer: int) -> Iterator[Term]:
         """Each head, from what it attended to."""
-        hook = f"blocks.{layer}.attn.hook_z"
+        hook = f"{self.module_name(layer)}.hook_z"
         taps = None if self.taps_O is None else partial(wide, self.taps_O)
         for head, W_O in enumerate(self.W_O):
             place, to_stream = Place(hook, (ALL, head)), partial(wide, W_O)
@@ -446,12 +444,12 @@ class MultiHeadAttention(Mixer):
 
     def lags_written(self, layer: int) -> Iterator[Term]:
         """What each lag adds, where there are taps on what the heads write."""
-        hook = f"blocks.{layer}.attn.hook_out_lags"
+        hook = f"{self.module_name(layer)}.hook_out_lags"
         yield from lags_written(f"L{layer}.attn", hook, self.taps_O)
 
     def readers(self, layer: int) -> Iterator[Reader]:
         """Each head's queries, keys and values, and where it looks."""
-        prefix = f"blocks.{layer}.attn.hook_"
+        prefix = f"{self.module_name(layer)}.hook_"
         for head in range(len(self.W_Q)):
             label = f"L{layer}H{head}"
             for channel in CHANNELS:
@@ -475,7 +473,7 @@ class MultiHeadAttention(Mixer):
 
     def attending(self, layer: int, norm: FrozenNorm | None, W_pos: Tensor | None) -> Attending:
         """How queries meet keys, and what both and the values are of the stream."""
-        prefix = f"blocks.{layer}.attn.hook_"
+        prefix = f"{self.module_name(layer)}.hook_"
         return Attending(
             channel=lambda head, channel: self.channel(layer, head, channel, norm, W_pos),
             scale=self.scale,
@@ -497,7 +495,7 @@ class MultiHeadAttention(Mixer):
             W_pos: the table that is added to what queries and keys read, after the norm.
         """
         weight, bias = (getattr(self, f"{name}_{channel.upper()}") for name in "Wb")
-        name = f"blocks.{layer}.attn"
+        name = self.module_name(layer)
         plain = LinearChannel(
             name=name,
             channel=channel,

@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.models.checks import require, require_flags, require_positive
+from interp.models.checks import require_flags, require_positive, require_reach
 from interp.models.description import ALL, Place, Term
 from interp.models.hooks import HookPoint
-from interp.models.layers.layer import LayerSpec, Mixer, fold_into, offset_through
+from interp.models.layers.layer import LayerSpec, Mixer
 from interp.models.layers.mlp import MLP
+from interp.models.layers.sizes import Sizes
 from interp.models.linear import (
     Frozen,
     FrozenNorm,
@@ -23,10 +24,8 @@ from interp.models.linear import (
     maybe_wide,
     wide,
 )
+from interp.models.norm import fold_into
 from interp.models.shapes import KeyMask, Stream
-
-if TYPE_CHECKING:
-    from interp.models.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -54,19 +53,15 @@ class Conv(LayerSpec):
         require_positive("Conv", lags=self.lags)
         require_flags("Conv", depthwise=self.depthwise, bias=self.bias, lag_bias=self.lag_bias)
 
-    def check(self, index: int, config: "ModelConfig") -> None:
+    def check(self, index: int, config: Sizes) -> None:
         """The lags fit into the context."""
-        require(
-            self.lags <= config.n_ctx,
-            f"layer {index}: lags={self.lags} reads further back than n_ctx={config.n_ctx}; "
-            f"use at most {config.n_ctx} lags or a longer context",
-        )
+        require_reach(f"layer {index}", config.n_ctx, lags=self.lags)
 
-    def build(self, config: "ModelConfig") -> "CausalConv":
+    def build(self, config: Sizes) -> "CausalConv":
         """The convolution."""
         return CausalConv(config.d_model, self)
 
-    def with_room_for_offset(self, config: "ModelConfig") -> Self:
+    def with_room_for_offset(self, config: Sizes) -> Self:
         """With a bias per lag: a lag that reaches before the first token has no offset."""
         return replace(self, lag_bias=True)
 
@@ -75,7 +70,33 @@ class Conv(LayerSpec):
         return self.lags * d_model * (1 if self.depthwise else d_model)
 
 
-class CausalConv(Mixer):
+class Convolution(Mixer):
+    """A mixer that adds up a term per lag, at `hook_lags`, and b_conv."""
+
+    slot: ClassVar[str] = "conv"
+
+    lags: int
+    b_conv: Tensor | None
+    hook_lags: HookPoint
+
+    @property
+    def bias(self) -> Tensor | None:
+        """b_conv."""
+        return self.b_conv
+
+    @property
+    def to_stream(self) -> Callable[[], Float[Tensor, "d_in d_model"]] | None:
+        """Gives the map from `hook_lags` to the stream; None where that holds vectors of it."""
+        return None
+
+    def terms(self, layer: int) -> Iterator[Term]:
+        """Each lag's term."""
+        for lag in range(self.lags):
+            place = Place(f"{self.module_name(layer)}.hook_lags", (lag, ALL), position_axis=1)
+            yield Term(f"L{layer}.lag{lag}", "lag", place, self.to_stream)
+
+
+class CausalConv(Convolution):
     """out_t = Σ_j x_{t-j} W_conv[j] + b_conv, over the lags j whose token exists.
 
     `W_conv` is `[lag d_in d_out]`, or `[lag d_model]` if depthwise; `W` is the full matrices either
@@ -83,11 +104,8 @@ class CausalConv(Mixer):
     to. A padding position is zero to a convolution.
     """
 
-    slot: ClassVar[str] = "conv"
-
     W_conv: Tensor
     b_lags: Tensor | None
-    b_conv: Tensor | None
 
     def __init__(self, d_model: int, spec: Conv):
         super().__init__()
@@ -127,11 +145,6 @@ class CausalConv(Mixer):
         return shift(term, lag)
 
     @property
-    def bias(self) -> Tensor | None:
-        """b_conv."""
-        return self.b_conv
-
-    @property
     def matrices(self) -> Mapping[str, str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """One matrix per lag; a depthwise convolution has a scalar per channel, and no matrix."""
         return {} if self.depthwise else {"W_conv": "lag i o -> lag o i"}
@@ -143,23 +156,9 @@ class CausalConv(Mixer):
     @torch.no_grad()
     def fold(self, gain: Tensor | None, offset: Tensor | None) -> None:
         """Gain and offset go into every lag's map and its bias."""
-        if offset is not None:
-            assert self.b_lags is not None
-            through = (
-                offset * self.W_conv if self.depthwise else offset_through(offset, self.W_conv)
-            )
-            self.b_lags += through
-        if gain is not None:
-            self.W_conv.copy_(
-                gain * self.W_conv if self.depthwise else fold_into(self.W_conv, gain)
-            )
-
-    def terms(self, layer: int) -> Iterator[Term]:
-        """Each lag's term."""
-        hook = f"blocks.{layer}.conv.hook_lags"
-        for lag in range(self.lags):
-            place = Place(hook, (lag, ALL), position_axis=1)
-            yield Term(f"L{layer}.lag{lag}", "lag", place)
+        full = self.W.clone()
+        fold_into(full, self.b_lags, gain, offset)
+        self.W_conv.copy_(torch.diagonal(full, dim1=1, dim2=2) if self.depthwise else full)
 
     def linear(
         self, layer: int, norm: FrozenNorm | None, residual: bool, post_norm: bool
@@ -167,29 +166,31 @@ class CausalConv(Mixer):
         """One map per lag."""
 
         def linear() -> LinearConv:
-            biases = maybe_wide(self.b_lags), maybe_wide(self.b_conv)
             return LinearConv(
-                layer, norm, residual, post_norm, wide(self.W), *biases, self.depthwise
+                layer=layer,
+                name=self.module_name(layer),
+                norm=norm,
+                residual=residual,
+                post_norm=post_norm,
+                depthwise=self.depthwise,
+                weight=wide(self.W),
+                lag_bias=maybe_wide(self.b_lags),
+                bias=maybe_wide(self.b_conv),
             )
 
         return linear
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LinearConv(LinearLayer):
     """x_t ↦ Σ_j x_{t-j} W_j: nothing but the norm's scale is frozen."""
 
-    layer: int
-    norm: FrozenNorm | None
-    residual: bool
-    post_norm: bool
     weight: Float[Tensor, "lag d_model d_model"]
     lag_bias: Float[Tensor, "lag d_model"] | None
     bias: Float[Tensor, " d_model"] | None
-    depthwise: bool  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @property
-    def lags(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def lags(self) -> int:
         """As many as there are maps."""
         return len(self.weight)
 
@@ -201,12 +202,12 @@ class LinearConv(LinearLayer):
 
     def biases(self, n_pos: int, frozen: Frozen, move: Move) -> dict[str, Tensor]:
         """b_lags, each where its lag's token exists, and b_conv."""
-        name, own = f"blocks.{self.layer}.conv", {}
+        own = {}
         if self.lag_bias is not None:
             rows = (move(everywhere(row, n_pos), lag) for lag, row in enumerate(self.lag_bias))
-            own[f"{name}.b_lags"] = torch.stack(list(rows)).sum(0)
+            own[f"{self.name}.b_lags"] = torch.stack(list(rows)).sum(0)
         if self.bias is not None:
-            own[f"{name}.b_conv"] = everywhere(self.bias, n_pos)
+            own[f"{self.name}.b_conv"] = everywhere(self.bias, n_pos)
         return own
 
 

@@ -3,18 +3,18 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.models.checks import require, require_flags, require_positive
-from interp.models.description import ALL, Place, Term
+from interp.models.checks import require_flags, require_positive, require_reach
 from interp.models.hooks import HookPoint
-from interp.models.layers.conv import shift
-from interp.models.layers.layer import LayerSpec, Mixer, fold_into, offset_through
+from interp.models.layers.conv import Convolution, shift
+from interp.models.layers.layer import LayerSpec
 from interp.models.layers.mlp import MLP
+from interp.models.layers.sizes import Sizes
 from interp.models.linear import (
     Factor,
     Freezing,
@@ -26,10 +26,8 @@ from interp.models.linear import (
     maybe_wide,
     wide,
 )
+from interp.models.norm import fold_into
 from interp.models.shapes import KeyMask, Lags, Stream
-
-if TYPE_CHECKING:
-    from interp.models.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -52,19 +50,15 @@ class GatedConv(LayerSpec):
         require_positive("GatedConv", lags=self.lags)
         require_flags("GatedConv", bias=self.bias)
 
-    def check(self, index: int, config: "ModelConfig") -> None:
+    def check(self, index: int, config: Sizes) -> None:
         """The lags fit into the context."""
-        require(
-            self.lags <= config.n_ctx,
-            f"layer {index}: lags={self.lags} reads further back than n_ctx={config.n_ctx}; "
-            f"use at most {config.n_ctx} lags or a longer context",
-        )
+        require_reach(f"layer {index}", config.n_ctx, lags=self.lags)
 
-    def build(self, config: "ModelConfig") -> "GatedShortConv":
+    def build(self, config: Sizes) -> "GatedShortConv":
         """The convolution with its gates."""
         return GatedShortConv(config.d_model, self)
 
-    def with_room_for_offset(self, config: "ModelConfig") -> Self:
+    def with_room_for_offset(self, config: Sizes) -> Self:
         """With biases: each of the three maps reads through the norm."""
         return replace(self, bias=True)
 
@@ -73,7 +67,7 @@ class GatedConv(LayerSpec):
         return 4 * d_model**2 + (self.lags + 2) * d_model
 
 
-class GatedShortConv(Mixer):
+class GatedShortConv(Convolution):
     r"""y_t = (C_t ⊙ Σ_j w_j ⊙ B_{t-j} ⊙ u_{t-j}) W_out + b_conv.
 
     B, C and u are linear maps of the normalised stream: `W_B W_C W_X [d_model d_model]`; w is
@@ -86,7 +80,6 @@ class GatedShortConv(Mixer):
     Source: LFM2 (Liquid AI 2025).
     """
 
-    slot: ClassVar[str] = "conv"
     matrices: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("W_B", "W_C", "W_X", "W_out"), "i o -> 1 o i"
     )
@@ -99,7 +92,6 @@ class GatedShortConv(Mixer):
     b_B: Tensor | None
     b_C: Tensor | None
     b_X: Tensor | None
-    b_conv: Tensor | None
 
     def __init__(self, d_model: int, spec: GatedConv):
         super().__init__()
@@ -149,29 +141,18 @@ class GatedShortConv(Mixer):
         return torch.diag_embed(self.W_conv)
 
     @property
-    def bias(self) -> Tensor | None:
-        """b_conv."""
-        return self.b_conv
+    def to_stream(self) -> Callable[[], Float[Tensor, "d_model d_model"]]:
+        """W_out: `hook_lags` stands before it."""
+        return partial(wide, self.W_out)
 
     def fan_in(self, name: str, weight: Tensor) -> int:
         """Every lag counts; the other maps read the whole stream."""
         return self.lags if name == "W_conv" else weight.shape[-2]
 
-    @torch.no_grad()
     def fold(self, gain: Tensor | None, offset: Tensor | None) -> None:
         """Gain and offset go into the three maps that read the stream."""
         for name in "BCX":
-            weight, bias = getattr(self, f"W_{name}"), getattr(self, f"b_{name}")
-            if offset is not None:
-                bias += offset_through(offset, weight)
-            weight.copy_(fold_into(weight, gain))
-
-    def terms(self, layer: int) -> Iterator[Term]:
-        """Each lag's term, before W_out."""
-        hook = f"blocks.{layer}.conv.hook_lags"
-        for lag in range(self.lags):
-            place = Place(hook, (lag, ALL), position_axis=1)
-            yield Term(f"L{layer}.lag{lag}", "lag", place, partial(wide, self.W_out))
+            fold_into(getattr(self, f"W_{name}"), getattr(self, f"b_{name}"), gain, offset)
 
     def linear(
         self, layer: int, norm: FrozenNorm | None, residual: bool, post_norm: bool
@@ -179,9 +160,18 @@ class GatedShortConv(Mixer):
         """One map per lag, given the gates."""
 
         def linear() -> LinearGatedConv:
-            maps = wide(self.W_X), wide(self.W_conv), wide(self.W_out)
-            biases = maybe_wide(self.b_X), maybe_wide(self.b_conv)
-            return LinearGatedConv(layer, norm, residual, post_norm, *maps, *biases)
+            return LinearGatedConv(
+                layer=layer,
+                name=self.module_name(layer),
+                norm=norm,
+                residual=residual,
+                post_norm=post_norm,
+                W_X=wide(self.W_X),
+                taps=wide(self.W_conv),
+                W_out=wide(self.W_out),
+                b_X=maybe_wide(self.b_X),
+                bias=maybe_wide(self.b_conv),
+            )
 
         return linear
 
@@ -205,7 +195,7 @@ class Gates(Freezing):
         return batch * there.double()[:, None, None]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LinearGatedConv(LinearLayer):
     """x_t ↦ Σ_j (x_{t-j} W_X ⊙ w_j ⊙ G_{tj}) W_out, the gates G_{tj} = C_t ⊙ B_{t-j} being given.
 
@@ -213,25 +203,16 @@ class LinearGatedConv(LinearLayer):
     means over tokens.
     """
 
-    layer: int
-    norm: FrozenNorm | None
-    residual: bool
-    post_norm: bool
     W_X: Float[Tensor, "d_model d_model"]
     taps: Float[Tensor, "lag d_model"]
     W_out: Float[Tensor, "d_model d_model"]
     b_X: Float[Tensor, " d_model"] | None
     bias: Float[Tensor, " d_model"] | None
 
-    is_implied = False
+    is_implied: ClassVar[bool] = False
 
     @property
-    def name(self) -> str:
-        """The module's."""
-        return f"blocks.{self.layer}.conv"
-
-    @property
-    def lags(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def lags(self) -> int:
         """As many as there are taps."""
         return len(self.taps)
 

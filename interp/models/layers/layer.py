@@ -11,18 +11,15 @@ Nothing else in the package asks which kind a layer is.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 
 from interp.models.description import Attending, Reader, Term
+from interp.models.layers.mlp import MLP
+from interp.models.layers.sizes import Sizes
 from interp.models.linear import FrozenNorm, LinearLayer
 from interp.models.shapes import KeyMask, Stream
-
-if TYPE_CHECKING:
-    from interp.models.config import ModelConfig
-    from interp.models.layers.mlp import MLP
 
 KINDS: dict[str, type["LayerSpec"]] = {}
 """Every kind of layer by its tag, filled as the classes are made."""
@@ -40,13 +37,13 @@ class LayerSpec(ABC):
     has_heads: ClassVar[bool] = False
     """Whether it has heads, which attend."""
 
-    mlp: "MLP | None"
+    mlp: MLP | None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         KINDS[cls.kind] = cls
 
-    def check(self, index: int, config: "ModelConfig") -> None:
+    def check(self, index: int, config: Sizes) -> None:
         """Refuse what does not fit the model's sizes.
 
         Raises:
@@ -55,14 +52,14 @@ class LayerSpec(ABC):
         return
 
     @abstractmethod
-    def build(self, config: "ModelConfig") -> "Mixer":
+    def build(self, config: Sizes) -> "Mixer":
         """The mixer, with weights yet to be drawn."""
 
-    def affine_norm(self, config: "ModelConfig") -> bool:
+    def affine_norm(self, config: Sizes) -> bool:
         """Whether the norm before it has a gain and an offset."""
         return True
 
-    def with_room_for_offset(self, config: "ModelConfig") -> Self:
+    def with_room_for_offset(self, config: Sizes) -> Self:
         """A spec whose mixer can carry the offset of the norm before it."""
         return self
 
@@ -94,6 +91,10 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def bias(self) -> Tensor | None:
         """What it writes at every position, whatever it reads."""
+
+    def module_name(self, layer: int) -> str:
+        """The module's, as a model's layer of this number."""
+        return f"blocks.{layer}.{self.slot}"
 
     @property
     def bias_name(self) -> str:
@@ -137,13 +138,3 @@ class Mixer(nn.Module, ABC):
             W_pos: the table of positions, where it is added to queries and keys only.
         """
         return None
-
-
-def fold_into(weight: Tensor, gain: Tensor | None) -> Tensor:
-    """diag(γ) W."""
-    return weight if gain is None else gain[:, None] * weight
-
-
-def offset_through(offset: Tensor, weight: Tensor) -> Tensor:
-    """β W, of one map or of several."""
-    return torch.einsum("m,...md->...d", offset, weight)

@@ -2,21 +2,19 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interp.models.checks import require, require_choice, require_positive
+from interp.models.checks import require_choice, require_positive, require_reach
 from interp.models.description import Term
 from interp.models.hooks import HookPoint
-from interp.models.layers.layer import fold_into, offset_through
+from interp.models.layers.sizes import Sizes
 from interp.models.layers.taps import current_alone, lags_written, through_taps
+from interp.models.norm import fold_into
 from interp.models.shapes import KeyMask, Stream
-
-if TYPE_CHECKING:
-    from interp.models.config import ModelConfig
 
 Activation = Literal["relu", "gelu", "gelu_new", "silu"]
 
@@ -48,13 +46,9 @@ class MLP:
         require_positive("MLP", d_mlp=self.d_mlp, taps=self.taps)
         require_choice("MLP: activation", self.activation, Activation)
 
-    def check(self, index: int, config: "ModelConfig") -> None:
+    def check(self, index: int, config: Sizes) -> None:
         """The taps fit into the context."""
-        require(
-            self.taps <= config.n_ctx,
-            f"layer {index}: the MLP's {self.taps} taps read further back than "
-            f"n_ctx={config.n_ctx}; use at most {config.n_ctx} taps or a longer context",
-        )
+        require_reach(f"layer {index}: MLP", config.n_ctx, taps=self.taps)
 
     def multiply_adds(self, d_model: int) -> int:
         """Products of activations with weights, per token."""
@@ -105,9 +99,6 @@ class FeedForward(nn.Module):
         """How many numbers one output of this weight adds up."""
         return weight.shape[-2]
 
-    @torch.no_grad()
     def fold(self, gain: Tensor | None, offset: Tensor | None) -> None:
         """Take the gain and the offset of the norm before it into W_in and b_in."""
-        if offset is not None:
-            self.b_in += offset_through(offset, self.W_in)
-        self.W_in.copy_(fold_into(self.W_in, gain))
+        fold_into(self.W_in, self.b_in, gain, offset)
