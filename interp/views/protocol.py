@@ -90,10 +90,6 @@ class View(Running):
         """All that one layer writes."""
         return of_layer(self.writers, layer)
 
-    @abstractmethod
-    def sublayers(self, layer: int) -> tuple[Sublayer, ...]:
-        """What a layer reads and writes: its sublayers in order, with terms, readers and norms."""
-
     def readers(self, layer: int, kind: str) -> tuple[Reader, ...]:
         """A layer's readers of one kind, such as its keys."""
         sublayers = self.sublayers(layer)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.models.description import Writer
+from interp.models.description import Sublayer, Writer
 from interp.models.shapes import Stream, Tokens
 from interp.views.outputs import Outputs
 
@@ -81,6 +81,10 @@ class Running(ABC):
     @abstractmethod
     def writers(self) -> tuple[Writer, ...]:
         """All that writes to the residual stream, in order: embeddings, then layer by layer."""
+
+    @abstractmethod
+    def sublayers(self, layer: int) -> tuple[Sublayer, ...]:
+        """What a layer reads and writes: its sublayers in order, with terms, readers and norms."""
 
     @property
     @abstractmethod
