@@ -15,7 +15,6 @@ from interp.models.description import (
     Order,
     Reader,
     Step,
-    Sublayer,
     Writer,
     of_layer,
     stream_hook,
