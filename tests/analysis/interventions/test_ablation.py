@@ -72,6 +72,17 @@ def test_every_head(kind, method):
     assert np.abs(result.sel(measure="effect").values).min() > 1e-4
 
 
+@pytest.mark.parametrize("max_batch", [1, 3])
+def test_means_are_over_the_whole_reference_however_few_run_at_once(max_batch):
+    model = measured.build("conv-attn")
+    tokens = tokens_for(model)
+    cache = by_hand.activations(model, reference := tokens.roll(1, dims=1))
+    means = cache["blocks.1.attn.hook_result"].mean(0, keepdim=True).expand(len(tokens), -1, -1, -1)
+    samples = [effect(model, tokens, head(1, index, means)) for _, index in heads_of(model)]
+    given = {"reference": reference, "max_batch": max_batch, "control": "none"}
+    agrees(ablate(model, tokens, "heads", "mean", **given), samples)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_layer(kind):
     model = measured.build(kind)

@@ -304,6 +304,16 @@ def test_hooks_are_gone_afterwards_and_the_model_is_as_it_was():
     assert all((before[name] == x).all() for name, x in model.state_dict().items())
 
 
+def test_scores_that_others_kept_before_a_removal_stay_as_they_were():
+    model, tokens, kept = readers.build("three lags"), zoo.tokens(), []
+    name = "blocks.1.attn.hook_attn_scores"
+    _, cache = model.run_with_cache(tokens)
+    keep = (name, lambda scores, hook: kept.append(scores))
+    with model.hooks(fwd_hooks=[keep, *without_lag_pair(model, "L1H0", (0, 1))]):
+        model(tokens)
+    torch.testing.assert_close(kept[0], cache[name])
+
+
 def test_sixteen_bits_are_computed_in_float32():
     model, tokens = readers.build("three lags", torch.bfloat16), zoo.tokens(batch=1)
     _, cache = model.run_with_cache(tokens)
