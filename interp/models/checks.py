@@ -1,8 +1,9 @@
 """What a config may hold: checks whose messages name the value and the bound."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin
 
 from torch import Tensor
 
@@ -25,30 +26,23 @@ def require_reach(owner: str, n_ctx: int, **reads: int) -> None:
         )
 
 
-def require_positive(owner: str, **sizes: int) -> None:
-    """Each is a whole number of at least 1."""
-    for name, value in sizes.items():
-        require(
-            isinstance(value, int) and not isinstance(value, bool) and value >= 1,
-            f"{owner}: {name} is {value!r}, but it must be a whole number of at least 1",
-        )
+_WHAT: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    int: (lambda x: type(x) is int and x >= 1, "a whole number of at least 1"),
+    bool: (lambda x: isinstance(x, bool), "true or false"),  # nothing that Python takes for it
+    float: (lambda x: isinstance(x, int | float) and math.isfinite(x), "a finite number"),
+}
 
 
-def require_flags(owner: str, **flags: bool) -> None:
-    """Each is true or false, and nothing that Python would take for it."""
-    for name, value in flags.items():
-        require(
-            isinstance(value, bool), f"{owner}: {name} is {value!r}, but it must be true or false"
-        )
-
-
-def require_numbers(owner: str, **numbers: float) -> None:
-    """Each is a finite number."""
-    for name, value in numbers.items():
-        require(
-            isinstance(value, int | float) and math.isfinite(value),
-            f"{owner}: {name} is {value!r}, but it must be a finite number",
-        )
+def require_fields(spec: Any) -> None:
+    """Each field of a dataclass is what its type says: a size, a flag, a number, a choice."""
+    owner = type(spec).__name__
+    for field in fields(spec):
+        value, name = getattr(spec, field.name), f"{owner}: {field.name}"
+        if get_origin(field.type) is Literal:
+            require_choice(name, value, field.type)
+        elif field.type in _WHAT:
+            holds, what = _WHAT[field.type]
+            require(holds(value), f"{name} is {value!r}, but it must be {what}")
 
 
 def require_weights(

@@ -10,13 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self, TypeVar, cast
 
-from interp.models.checks import (
-    require,
-    require_choice,
-    require_flags,
-    require_numbers,
-    require_positive,
-)
+from interp.models.checks import require, require_choice, require_fields
 from interp.models.layers import KINDS, MLP, LayerSpec
 
 PositionKind = Literal["learned", "shortformer", "rotary", "sinusoidal", "none"]
@@ -70,15 +64,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
-        owner = "ModelConfig"
-        require_positive(owner, d_vocab=self.d_vocab, d_model=self.d_model, n_ctx=self.n_ctx)
-        require_choice(f"{owner}: positions", self.positions, PositionKind)
-        require_choice(f"{owner}: norm", self.norm, NormKind)
-        require_choice(f"{owner}: norm_place", self.norm_place, NormPlace)
-        flags = {"residual": self.residual, "tied": self.tied}
-        require_flags(owner, unembed_bias=self.unembed_bias, **flags)
-        numbers = {"norm_eps": self.norm_eps, "rotary_base": self.rotary_base}
-        require_numbers(owner, dropout=self.dropout, **numbers)
+        require_fields(self)
         require(0 <= self.dropout < 1, f"dropout is {self.dropout}, but it must be in [0, 1)")
         require(self.norm_eps > 0, f"norm_eps is {self.norm_eps}, but it must be above 0")
         require(self.rotary_base > 1, f"rotary_base is {self.rotary_base}, but it must be above 1")

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.models import kernels
-from interp.models.checks import require, require_flags, require_positive, require_reach
+from interp.models.checks import require, require_reach
 from interp.models.description import ALL, Attending, Place, Reader, Term
 from interp.models.hooks import HookPoint
 from interp.models.kernels import Visibility
@@ -80,11 +80,7 @@ class Attention(LayerSpec):
     mlp: MLP | None = None
 
     def __post_init__(self) -> None:
-        require_positive("Attention", n_heads=self.n_heads, d_head=self.d_head)
-        require_positive("Attention", **self.taps, taps_o=self.taps_o)
-        flags = {"smear": self.smear, "causal": self.causal, "output": self.output}
-        flags |= {"key_offset": self.key_offset}
-        require_flags("Attention", bias=self.bias, positions=self.positions, **flags)
+        super().__post_init__()
         require(
             not self.smear or self.taps_k == 1,
             "Attention: smear=True mixes keys with the key before, and so do "

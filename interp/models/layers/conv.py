@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.models.checks import require_flags, require_positive, require_reach
+from interp.models.checks import require_reach
 from interp.models.description import ALL, Place, Term
 from interp.models.hooks import HookPoint
 from interp.models.layers.layer import LayerSpec, Mixer
@@ -48,10 +48,6 @@ class Conv(LayerSpec):
     bias: bool = True
     lag_bias: bool = False
     mlp: MLP | None = None
-
-    def __post_init__(self) -> None:
-        require_positive("Conv", lags=self.lags)
-        require_flags("Conv", depthwise=self.depthwise, bias=self.bias, lag_bias=self.lag_bias)
 
     def check(self, index: int, config: Sizes) -> None:
         """The lags fit into the context."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from interp.models.checks import require_flags, require_positive, require_reach
+from interp.models.checks import require_reach
 from interp.models.hooks import HookPoint
 from interp.models.layers.conv import Convolution, shift
 from interp.models.layers.layer import LayerSpec
@@ -45,10 +45,6 @@ class GatedConv(LayerSpec):
     lags: int = 3
     bias: bool = True
     mlp: MLP | None = None
-
-    def __post_init__(self) -> None:
-        require_positive("GatedConv", lags=self.lags)
-        require_flags("GatedConv", bias=self.bias)
 
     def check(self, index: int, config: Sizes) -> None:
         """The lags fit into the context."""

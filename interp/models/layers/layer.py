@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
+from interp.models.checks import require_fields
 from interp.models.description import Attending, Reader, Term
 from interp.models.layers.mlp import MLP
 from interp.models.layers.sizes import Sizes
@@ -42,6 +43,9 @@ class LayerSpec(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         KINDS[cls.kind] = cls
+
+    def __post_init__(self) -> None:
+        require_fields(self)
 
     def check(self, index: int, config: Sizes) -> None:
         """Refuse what does not fit the model's sizes.

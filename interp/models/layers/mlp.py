@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interp.models.checks import require_choice, require_positive, require_reach
+from interp.models.checks import require_fields, require_reach
 from interp.models.description import Term
 from interp.models.hooks import HookPoint
 from interp.models.layers.sizes import Sizes
@@ -43,8 +43,7 @@ class MLP:
     taps: int = 1
 
     def __post_init__(self) -> None:
-        require_positive("MLP", d_mlp=self.d_mlp, taps=self.taps)
-        require_choice("MLP: activation", self.activation, Activation)
+        require_fields(self)
 
     def check(self, index: int, config: Sizes) -> None:
         """The taps fit into the context."""
