@@ -81,13 +81,14 @@ def beyond(blocks: pd.DataFrame, member: str, other: str, what: str) -> pd.DataF
     return over_blocks((values[member] - values[other]).rename(what).reset_index(), what)
 
 
-def over_seeds(values: Sequence[float]) -> str:
+def over_seeds(values: Sequence[float], digits: int = 2) -> str:
     """Mean over independently trained runs, with Student's 95 % interval, in words."""
     from interp.results.intervals import mean_interval
 
     low, high = mean_interval(values)
     mean = np.mean(values)
-    return f"{mean:z.2f}, 95 % interval {low:z.2f} to {high:z.2f}, n = {len(values)}"
+    mean, low, high = (f"{value:z.{digits}f}" for value in (mean, low, high))
+    return f"{mean}, 95 % interval {low} to {high}, n = {len(values)}"
 
 
 def reference_models() -> str:

@@ -108,17 +108,22 @@ def kind_of(name: object) -> str:
 def looks_of(kinds: Sequence[str]) -> list[tuple[str, str]]:
     """Colour and dash of each kind of model: a variant has its architecture's colour, and a dash.
 
+    Other kinds have the colours that no architecture among these has, first solid and then dashed.
+
     >>> looks_of(["attn-attn", "conv-attn", "conv-attn-one-lag"])
     [('#D55E00', 'solid'), ('#0072B2', 'solid'), ('#0072B2', 'dot')]
     """
-    spare = itertools.cycle(c for c in style.SERIES if c not in ARCHITECTURES.values())
     longest_first = sorted(ARCHITECTURES, key=len, reverse=True)
+    bases = [next((b for b in longest_first if kind.startswith(b)), None) for kind in kinds]
+    taken = {ARCHITECTURES[base] for base in bases if base is not None}
+    left = [colour for colour in style.SERIES if colour not in taken]
+    spare = itertools.cycle(itertools.product(("solid", *DASHES), left or style.SERIES))
     dashes = {colour: iter(DASHES) for colour in ARCHITECTURES.values()}
     looks = []
-    for kind in kinds:
-        base = next((name for name in longest_first if kind.startswith(name)), None)
+    for kind, base in zip(kinds, bases, strict=True):
         if base is None:
-            looks.append((next(spare), "solid"))
+            dash, colour = next(spare)
+            looks.append((colour, dash))
         else:
             colour = ARCHITECTURES[base]
             looks.append((colour, "solid" if kind == base else next(dashes[colour], DASHES[-1])))

@@ -142,6 +142,12 @@ class TestRuns:
         assert len({dash for _, dash in looks[:3]}) == 3
         assert len({colour for colour, _ in looks}) == 3
 
+    def test_no_two_kinds_look_alike(self):
+        kinds = ["conv-attn", "attn", *"abcdefgh"]
+        looks = looks_of(kinds)
+        assert len(set(looks)) == len(kinds)
+        assert [dash for _, dash in looks] == ["solid"] * 6 + ["dot"] * 4
+
     def test_each_panel_has_its_unit_and_chance(self):
         score = run("attn", [0] * 5, chance=np.array(0.02))
         loss = over_steps([7] * 5, unit="nats", chance=np.array(6.9), provenance=score.provenance)
