@@ -9,6 +9,8 @@ from torch import Tensor
 from interp.models import MLP, Attention, Conv, HookedSequenceModel, ModelConfig
 
 HEADS = Attention(n_heads=2, d_head=4)
+WRITES_LATER = Attention(n_heads=2, d_head=4, taps_o=3, mlp=MLP(16, taps=2))
+OFFSET = Attention(n_heads=2, d_head=4, key_offset=True)
 SMEARED = Attention(n_heads=2, d_head=4, smear=True)
 LAYERS = {
     "conv-attn": {"layers": (Conv(), HEADS)},
@@ -17,6 +19,7 @@ LAYERS = {
     "gpt": {"layers": (Attention(n_heads=2, d_head=4, mlp=MLP(16)),) * 2, "norm_place": "post"},
     "rotary": {"layers": (SMEARED, HEADS), "positions": "rotary", "norm": "rms"},
     "shortformer": {"layers": (HEADS, Conv(lags=3), HEADS), "positions": "shortformer"},
+    "output taps": {"layers": (WRITES_LATER, OFFSET), "positions": "rotary"},
     "sees its future": {"layers": (Attention(n_heads=2, d_head=4, causal=False), HEADS)},
 }
 

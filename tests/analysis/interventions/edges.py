@@ -97,7 +97,20 @@ def _instead(
     if "lag" in label:
         return other[prefix + "conv.hook_lags"][:, int(label.rpartition("lag")[2])]
     head = int(label.rpartition("H")[2])
-    return other[prefix + "attn.hook_z"][:, :, head] @ model.attn(layer).W_O[head]
+    return _written(model, layer, other[prefix + "attn.hook_z"], head)
+
+
+def _written(model: HookedSequenceModel, layer: int, z: Tensor, head: int) -> Tensor:
+    """What a head writes: through W_O, and through taps, one token after the other."""
+    attn = model.attn(layer)
+    out = z[:, :, head] @ attn.W_O[head]
+    if attn.taps_O is None:
+        return out
+    spread = torch.zeros_like(out)
+    for t in range(out.shape[1]):
+        for lag in range(min(len(attn.taps_O), t + 1)):
+            spread[:, t] += attn.taps_O[lag] * out[:, t - lag]
+    return spread
 
 
 def _mixed(
@@ -145,6 +158,6 @@ def _mixed(
 
     hooks = [(f"{prefix}attn.hook_{channel}", putter(channel)) for channel in "qkv"]
     kept, out = under(hooks, stream, ["attn.hook_z"])
-    W_O = model.attn(layer).W_O
-    terms = {f"L{layer}H{h}": kept["attn.hook_z"][:, :, h] @ W_O[h] for h in range(len(W_O))}
+    n = len(model.attn(layer).W_O)
+    terms = {f"L{layer}H{h}": _written(model, layer, kept["attn.hook_z"], h) for h in range(n)}
     return terms, out - sum(terms.values())

@@ -25,6 +25,7 @@ HEADS = Attention(n_heads=2, d_head=4, mlp=MLP(12))
 LAYERS = {
     **{kind: measured.LAYERS[kind] for kind in ("conv-attn", "attn-attn", "rotary", "shortformer")},
     "deep": {"layers": (HEADS, Conv(lags=2, mlp=MLP(12)), HEADS)},
+    "output taps": {"layers": (measured.WRITES_LATER, Conv(), measured.OFFSET)},
     "deep rotary": {"layers": (HEADS,) * 3, "positions": "rotary", "norm": "rms"},
 }
 
