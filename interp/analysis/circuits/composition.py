@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Float64
 from torch import Tensor
 
@@ -44,9 +45,20 @@ def composition_scores(
     For a convolution, W_conv[j] without the residual path's identity stands in W_OV1's place. Only
     the direct way through the stream counts: what passes through an MLP, a convolution or a third
     head on the way does not, and what a convolution between gates writes has no map of its own
-    (the provenance names it). Where a head mixes its own keys over several tokens, the map of the
-    current one counts. Norms' gains and centring are folded in, their scales cancel, and
+    (the provenance names it). Norms' gains and centring are folded in, their scales cancel, and
     biases are no part of it.
+
+    A head that makes its queries, keys or values of several tokens (taps, smeared keys) reads
+    through a map per lag, and each has a score of its own. Of the key at s, the map from what head
+    1 wrote at s - j stands in `K`, its other side the queries as a whole:
+
+        |W_OV1 K_j [Q_0 ... Q_n]ᵀ| / (|W_OV1| |K_j [Q_0 ... Q_n]ᵀ|),
+
+    * K_j: W_K2 of lag j, smearing or taps folded in;
+    * [Q_0 ... Q_n]: W_Q2 of all lags of the query beside each other, turned by the distance.
+
+    In the same way the values' lags stand in `V`, and W_OV1 of a head 1 whose values have several
+    lags is that of all of them beside each other: what it writes, whatever it was made of.
 
     The baseline is a random (Haar) rotation of the stream between the two actual maps, so that
     their spectra are kept. Where norms take the mean off, it turns what is left. So what is tested
@@ -63,7 +75,9 @@ def composition_scores(
 
     Returns:
         A Result over "measure", "kind" (Q, K, V), "source" ("L0H3", or "L0 lag 1" of a
-        convolution) and "target"; NaN where the source is not below the target, or a map is zero:
+        convolution) and "target" ("L1H3" for the current token, "L1H3 lag 1" for what it reads of
+        the token before); NaN where the source is not below the target, or a map is zero or not
+        there, as of keys that read one token only:
 
         * `score`: as above, from 0 to 1; its chance level is the baseline's mean;
         * `excess`: the score minus the baseline's mean;
@@ -194,34 +208,48 @@ def _sides(
         check_pre_norm(viewed, heads[0].sublayer)
         names = tuple(head.label for head in heads)
         W_O = torch.stack([head.output for head in heads])
-        W_V = _stacked(heads, "v")
+        W_V = _by_lag(heads, "v")
         if any(_reaches(viewed, writer.layer, layer) for writer in writers):
             for kind, maps in _reading(heads, W_V, W_O, distance).items():
-                readers[kind].append(_Side(layer, names, maps, spectra(maps, width)))
+                lags, flat = _names(names, maps), maps.flatten(0, 1)
+                readers[kind].append(_Side(layer, lags, flat, spectra(flat, width)))
         maps = _triangle(W_V) @ W_O
         writers.append(_Side(layer, names, maps, spectra(maps, width)))
     highest = readers["Q"][-1].layer
     return [side for side in writers if side.layer < highest], readers
 
 
-def _stacked(heads: Sequence[HeadMaps], channel: Channel) -> Float[Tensor, "head d_model d_head"]:
+def _by_lag(
+    heads: Sequence[HeadMaps], channel: Channel
+) -> Float[Tensor, "lag head d_model d_head"]:
     ends = [head.attending.channel(head.index, channel) for head in heads]
-    return torch.stack([end.maps(None, {f.name: 1.0 for f in end.factors})[0] for end in ends])
+    return torch.stack([end.maps(None, {f.name: 1.0 for f in end.factors}) for end in ends], dim=1)
 
 
 def _reading(
     heads: Sequence[HeadMaps], W_V: Tensor, W_O: Tensor, distance: int
-) -> dict[str, Tensor]:
-    W_Q, W_K = heads[0].turned(_stacked(heads, "q"), distance), _stacked(heads, "k")
-    return {
+) -> dict[str, Float[Tensor, "head lag _ d_model"]]:
+    """What each lag of a query, key or value reads; zeros where one has fewer lags than others."""
+    W_Q, W_K = heads[0].turned(_by_lag(heads, "q"), distance), _by_lag(heads, "k")
+    maps = {
         "Q": _triangle(W_K) @ W_Q.mT,
         "K": _triangle(W_Q) @ W_K.mT,
-        "V": _triangle(W_O.mT) @ W_V.mT,
+        "V": _triangle(W_O.mT[None]) @ W_V.mT,
     }
+    n_lags = max(map(len, maps.values()))
+    padding = {kind: (0,) * 7 + (n_lags - len(lags),) for kind, lags in maps.items()}
+    return {kind: F.pad(lags, padding[kind]).transpose(0, 1) for kind, lags in maps.items()}
 
 
-def _triangle(maps: Float[Tensor, "head d_model d_head"]) -> Float[Tensor, "head _ d_head"]:
-    return torch.linalg.qr(maps, mode="r").R
+def _names(heads: Sequence[str], maps: Float[Tensor, "head lag _ d_model"]) -> tuple[str, ...]:
+    """A head stands for what reads the current token, and its lags for what reads earlier ones."""
+    lags = ("", *(f" lag {lag}" for lag in range(1, maps.shape[1])))
+    return tuple(head + lag for head in heads for lag in lags)
+
+
+def _triangle(maps: Float[Tensor, "lag head d_model d_head"]) -> Float[Tensor, "head _ d_head"]:
+    """The triangular factor of all lags beside each other."""
+    return torch.linalg.qr(maps.transpose(0, 1).flatten(1, 2), mode="r").R
 
 
 def _scores(viewed: View, writers: list[_Side], readers: list[_Side]) -> Float64[Tensor, "_ _"]:

@@ -54,7 +54,8 @@ class InductionCircuit:
         graph: the same as a Result over "edge" and "measure", each effect with its standard error:
             the change of the head's induction `score` and of the `loss` on the second copy, the
             range of as many `random` directions, and where weights compose, the `composition` above
-            that of random rotations and its z-value. Its `plot()` draws the graph.
+            that of random rotations and its z-value, of the lag that composes most. Its `plot()`
+            draws the graph.
         scores: how the heads were chosen, as a Result over "measure" and "head".
         removal: what removing the heads adds to the loss on the second copy: all of them
             ("L1H0+L1H3"), and each that is followed up alone; a woken head alone in the absence of
@@ -349,7 +350,10 @@ def _lags(viewed: View) -> dict[str, int]:
 
 
 def _composition(viewed: View, edges: Sequence[Edge], seed: int) -> dict[str, tuple[float, float]]:
-    """How far the weights of two ends compose beyond random rotations, and the z-value of that."""
+    """How far the weights of two ends compose beyond random rotations, and the z-value of that.
+
+    Where the receiver reads several lags, it is that of the lag that composes most.
+    """
     try:
         table = composition_scores(viewed.model, n_rotations=50, seed=seed)
     except ValueError:  # nothing to compose, or weights that cannot be read
@@ -357,9 +361,12 @@ def _composition(viewed: View, edges: Sequence[Edge], seed: int) -> dict[str, tu
     found = {}
     for edge in edges:
         kind, source = edge.channel.upper(), edge.sender.replace(".lag", " lag ")
-        if kind and source in table.labels["source"] and edge.receiver in table.labels["target"]:
-            cell = table.sel(kind=kind, source=source, target=edge.receiver)
-            found[edge.label] = (float(cell.sel(measure="excess")), float(cell.sel(measure="z")))
+        ends = [end for end in table.labels["target"] if str(end).split()[0] == edge.receiver]
+        if kind and source in table.labels["source"] and ends:
+            part = table.sel(kind=kind, source=source, target=ends)
+            excess, z = (part.sel(measure=name).values for name in ("excess", "z"))
+            most = int(np.argmax(np.nan_to_num(excess, nan=-math.inf)))
+            found[edge.label] = (float(excess[most]), float(z[most]))
     return found
 
 

@@ -14,6 +14,8 @@ from interp.models import (
     HookedAttn,
     HookedAttnAttn,
     HookedConvAttn,
+    HookedSequenceModel,
+    ModelConfig,
 )
 from tests.analysis import planted
 from tests.models import zoo
@@ -100,11 +102,53 @@ def test_a_planted_convolution_composes_through_its_lag_alone():
     assert np.isnan(found.sel(source="L0 lag 0").values).all()
 
 
+def test_a_tap_that_alone_reads_a_head_is_found_at_its_lag_and_nowhere_else():
+    """L1H0's keys read what L0H1 wrote two tokens back, and nothing of the token itself."""
+    layers = Attention(n_heads=2, d_head=4), Attention(n_heads=2, d_head=4, taps_k=3)
+    model = zoo.from_config(config(*layers, norm="none", d_model=48))
+    with torch.no_grad():
+        first, second = model.attn(0), model.attn(1)
+        first.W_O.zero_(), second.W_K.zero_(), second.taps_K.zero_()
+        for channel in range(4):
+            first.W_O[1, channel, channel] = 1
+            second.W_K[0, channel, channel] = 1
+        second.taps_K[2] = 1
+    result = composition_scores(model)
+    keys = result.sel(measure="score", kind="K")
+    assert keys.labels["target"][:3] == ("L1H0", "L1H0 lag 1", "L1H0 lag 2")
+    assert float(keys.sel(source="L0H1", target="L1H0 lag 2")) > 0.4
+    assert np.isfinite(keys.values).sum() == 1
+    assert float(result.sel(measure="z", kind="K", source="L0H1", target="L1H0 lag 2")) > 3
+    with torch.no_grad():
+        second.taps_K[0], second.taps_K[2] = 1, 0
+    keys = composition_scores(model).sel(measure="score", kind="K", source="L0H1")
+    assert keys.best() == "L1H0"
+    assert np.isfinite(keys.values).sum() == 1
+
+
+def test_taps_of_random_weights_compose_by_chance():
+    z = []
+    for seed in range(20):
+        layers = Attention(4, 6, taps_v=2), Attention(4, 6, taps_q=2, taps_k=3, taps_v=2)
+        sizes = {"d_vocab": 30, "d_model": 24, "n_ctx": 8, "layers": layers}
+        model = HookedSequenceModel(ModelConfig(**sizes), seed=seed)
+        with torch.no_grad():
+            for layer in model.blocks:
+                for name, taps in layer.attn.named_parameters():
+                    if name.startswith("taps"):
+                        taps.normal_(generator=torch.Generator().manual_seed(seed))
+        z.append(composition_scores(model, n_rotations=100).sel(measure="z").values)
+    z = np.stack(z)
+    assert np.isfinite(z).sum() == 20 * 4 * 4 * (2 + 3 + 2)
+    assert abs(np.nanmean(z)) < 0.3
+    assert 0.7 < np.nanstd(z) < 1.3
+
+
 # ------------------------------------------------------------------------------------ brute force
 
 
 @torch.no_grad()
-def brute_force(model, kind, source, target, distance=0):
+def brute_force(model, kind, source, target, distance=0, lag=0):
     """In float64 and full width, from the definition; `source` and `target` are layer and index."""
     d_model = model.config.d_model
     centre = torch.eye(d_model).double()
@@ -116,27 +160,41 @@ def brute_force(model, kind, source, target, distance=0):
         return centre if gain is None else centre @ torch.diag(gain)
 
     (a, i), (b, j) = source, target
+
+    def by_lag(layer, head, channel):
+        """A head's map of each lag, one below the other's."""
+        attn = model.attn(layer)
+        weight, taps = getattr(attn, f"W_{channel}")[head], getattr(attn, f"taps_{channel}")
+        rows = [torch.ones(len(weight.T)).double()] if taps is None else taps[:, head]
+        if channel == "K" and attn.smear is not None:
+            rows = [attn.smear[head].sigmoid(), 1 - attn.smear[head].sigmoid()]
+        return [reading(layer) @ weight * row for row in rows]
+
+    (a, i), (b, j) = source, target
     if a in model.conv_layers:
         written = reading(a) @ model.conv(a).W[i] @ centre
     else:
-        written = reading(a) @ model.attn(a).W_V[i] @ model.attn(a).W_O[i] @ centre
+        written = torch.cat(by_lag(a, i, "V")) @ model.attn(a).W_O[i] @ centre
     attn = model.attn(b)
-    if kind == "V":
-        read = reading(b) @ attn.W_V[j] @ attn.W_O[j] @ centre
-    else:
-        turned = attn.W_Q[j]
-        if attn.rotary is not None:
-            turned = attn.rotary(turned[:, None, None].expand(-1, distance + 1, -1, -1))
-            turned = turned[:, distance, 0]
-        read = reading(b) @ turned @ (reading(b) @ attn.W_K[j]).T
-        read = read.T if kind == "K" else read
+    q, k, v = (by_lag(b, j, channel) for channel in "QKV")
+    if attn.rotary is not None:
+        q = [one[:, None, None].expand(-1, distance + 1, -1, -1) for one in q]
+        q = [attn.rotary(one)[:, distance, 0] for one in q]
+    if lag >= len({"Q": q, "K": k, "V": v}[kind]):
+        return math.nan
+    read = {
+        "Q": lambda: q[lag] @ torch.cat(k).T,
+        "K": lambda: k[lag] @ torch.cat(q).T,
+        "V": lambda: v[lag] @ attn.W_O[j] @ centre,
+    }[kind]()
     return float((written @ read).norm() / written.norm() / read.norm())
 
 
 @pytest.mark.parametrize(
     "kind",
     ["deep", "rms", "no norm", "no output map", "wide heads", "narrow heads", "shortformer, conv",
-     "depthwise", "depthwise, rms, lag bias", "tied", "one head", "smeared after conv"],
+     "depthwise", "depthwise, rms, lag bias", "tied", "one head", "smeared after conv",
+     "taps after taps", "taps, rotary"],
 )  # fmt: skip
 def test_scores_are_those_of_the_full_matrices(kind):
     made = {
@@ -145,19 +203,23 @@ def test_scores_are_those_of_the_full_matrices(kind):
         "rms": config(Conv(), HEADS, HEADS, norm="rms"),
         "one head": config(Attention(n_heads=1, d_head=12), Attention(n_heads=1, d_head=5)),
         "smeared after conv": config(Conv(), zoo.SMEARED),
+        "taps after taps": config(zoo.TAPPED, zoo.TAPPED, zoo.SMEARED, norm="rms"),
+        "taps, rotary": config(Conv(), HEADS, zoo.TAPPED, positions="rotary", rotary_base=100.0),
     }
     model = zoo.from_config(made[kind])
-    result = composition_scores(model).sel(measure="score")
+    distance = 3 * (made[kind].positions == "rotary")
+    result = composition_scores(model, distance=distance).sel(measure="score")
     compared = 0
     for name, source, target in itertools.product("QKV", *list(result.labels.values())[1:]):
-        layers = int(source[1]), int(target[1])
+        layers, (head, _, lag) = (int(source[1]), int(target[1])), target.partition(" lag ")
         got = float(result.sel(kind=name, source=source, target=target))
-        assert np.isfinite(got) == (layers[0] < layers[1])
+        expected = math.nan
         if layers[0] < layers[1]:
-            ends = (layers[0], int(source[-1])), (layers[1], int(target[-1]))
-            assert got == pytest.approx(brute_force(model, name, *ends), abs=1e-9)
-            compared += 1
-    assert compared == composition_scores(model).provenance["n_pairs"] > 0
+            ends = (layers[0], int(source[-1])), (layers[1], int(head[-1]))
+            expected = brute_force(model, name, *ends, distance, int(lag or 0))
+        assert got == pytest.approx(expected, abs=1e-9, nan_ok=True)
+        compared += math.isfinite(expected)
+    assert compared == result.provenance["n_pairs"] > 0
 
 
 @pytest.mark.parametrize("distance", [0, 3])
