@@ -248,6 +248,36 @@ def test_a_key_offset_is_read_as_taps_are():
     assert min(shares) > 0.05
 
 
+@pytest.mark.parametrize("kind", ["key offset", "taps"])
+def test_an_induction_head_planted_in_a_single_layer_is_found(kind: str):
+    """Each key is the token before it, each value the token itself: one-hot halves of a stream."""
+    n, own, copied = 32, slice(0, 32), slice(32, 64)
+    taps = {"key_offset": True} if kind == "key offset" else {"taps_k": 3}
+    layer = Attention(n_heads=1, d_head=64, bias=False, **taps)
+    sizes = {"d_vocab": n, "d_model": 64, "n_ctx": 48}
+    plain = {"positions": "none", "norm": "none", "unembed_bias": False}
+    model = HookedSequenceModel(ModelConfig(layers=(layer,), **sizes, **plain)).double()
+    attn, identity = model.attn(0), torch.eye(n, dtype=torch.float64)
+    late = [i for i in range(64) if i % 32 >= 16] if kind == "key offset" else range(n)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+        model.W_E[:, own] = identity
+        attn.W_Q[0, own, late] = attn.W_K[0, own, late] = 10 * identity
+        attn.W_V[0, own, own] = attn.W_O[0, own, copied] = identity
+        model.W_U[copied] = 8 * identity
+        if kind == "taps":
+            attn.taps_K[1] = 1
+    assert float(interp.induction_score(model, n=20).values.item()) > 0.99
+    keys = interp.detect_smeared_keys(model).sel(channel="k", head="L0H0")
+    assert float(keys.sel(measure="lag_share_1")) == pytest.approx(1)
+    tokens = interp.repeated_tokens(20, d_vocab=n, bos=0, n_ctx=48).tokens
+    shares = interp.lag_pair_shares(model, tokens).sel(head="L0H0")
+    assert float(shares.sel(query_lag="lag 0", key_lag="lag 1")) == pytest.approx(1)
+    circuit = interp.induction_circuit(model, n=20)
+    assert ("smear", "L0H0", "k") in {(e.sender, e.receiver, e.channel) for e in circuit.edges}
+
+
 def test_what_cannot_be_is_refused():
     for arguments, message in (
         ({"taps_o": 0}, "taps_o is 0"),

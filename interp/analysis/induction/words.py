@@ -7,7 +7,7 @@ from interp.analysis.induction.decision import Decision
 from interp.analysis.induction.edges import SMEAR, Cells, Edge, Effect
 from interp.results.result import Result
 
-OTHERS = {"embed": "the embedding", SMEAR: "the key before, by smearing"}
+OTHERS = {"embed": "the embedding", SMEAR: "the key before, mixed in"}
 Sender = int | tuple[str, float]
 """The lag that a sender is, or what it attends to most and how much."""
 
