@@ -278,6 +278,8 @@ class LinearChannel:
 
     is_implied: ClassVar[bool] = True
     """Whether the stream's moments imply its frozen factors."""
+    mixing: ClassVar[str] = ""
+    """What makes it of several tokens, such as "smearing"; nothing where it is of one."""
 
     @property
     def lags(self) -> int:

@@ -1,6 +1,5 @@
 """Which heads have a score: one cell per head, layer 0 at the top, as TransformerLens draws it."""
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,9 +9,8 @@ from interp.plots import style
 from interp.plots.panels import GAP, PAGE, Axis
 from interp.plots.registry import Order, draws
 from interp.plots.tiles import Tiles, drawn
+from interp.results.labels import head_of
 from interp.results.result import Result, rounded
-
-HEAD = re.compile(r"L(\d+)H(\d+)")
 
 # Pixels. A cell keeps a readable size whatever the number of heads; the figure grows instead.
 HEIGHT, PANEL_WIDTH = 520, 200
@@ -62,10 +60,10 @@ def _chance_of_all(result: Result) -> float:
 
 
 def _place(label: str, name: str) -> tuple[int, int]:
-    match = HEAD.fullmatch(label)
-    if match is None:
+    place = head_of(label)
+    if place is None:
         raise ValueError(f'{name}: the label {label!r} names no head; heads are written "L1H3"')
-    return int(match[1]), int(match[2])
+    return place
 
 
 def _tiles(

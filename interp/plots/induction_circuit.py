@@ -1,7 +1,6 @@
 """A circuit as a graph: what each part reads through which channel, the embedding at the bottom."""
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,7 +13,6 @@ from interp.plots.panels import NARROWEST, Axis, Panel, lay_out
 from interp.plots.registry import draws
 from interp.results.result import Result
 
-PLACE = re.compile(r"L(\d+)(?:H(\d+)|\.lag(\d+)|\.mlp)")
 CHANNELS = ("q", "k", "v")
 
 # Opaque, with white text on them: they hide the lines behind, on a light page and on a dark one.
@@ -48,9 +46,19 @@ def graph(result: Result) -> go.Figure:
     induction score, for queries and keys and all that helpers read, or the loss in nats, for an
     induction head's values and the logits. Hovering shows the 95 % interval and what random
     directions do.
+
+    Raises:
+        ValueError: the provenance does not say in which layer every part is.
     """
     edges = _edges(result)
-    places = layered([edge.link for edge in edges], _depth, CHANNELS)
+    layers = result.provenance.get("layers", {})
+    depth = {**layers, "logits": math.inf}
+    if unplaced := {end for e in edges for end in (e.link.sender, e.link.receiver)} - {*depth}:
+        raise ValueError(
+            f"{result.name}: the provenance names no layer of {min(unplaced)!r} under 'layers', "
+            "where induction_circuit writes it; find the circuit again"
+        )
+    places = layered([edge.link for edge in edges], depth.__getitem__, CHANNELS)
     aside = max(0.0, (NARROWEST - 2 * SIDE - places.width) / 2)
     across, up = (
         Axis(look={"visible": False, "showticklabels": False, "fixedrange": True, "range": limits})
@@ -97,29 +105,21 @@ def _readings(row: Mapping[str, float]) -> list[str]:
     return [line.replace("-", "−") for line in lines]
 
 
-def _depth(label: str) -> float:
-    """Where a part stands in the model; what smearing adds is part of the first reading."""
-    match = PLACE.fullmatch(label)
-    if match is None:
-        return {"embed": -1, "smear": -1}.get(label, math.inf)
-    return int(match[1])
-
-
 def _look(label: str, result: Result) -> tuple[str, str]:
     """What stands in a box, and its colour."""
-    heads, helpers = (result.provenance.get(name, {}) for name in ("heads", "helpers"))
-    match = PLACE.fullmatch(label)
-    note, colour = {"embed": "current token", "smear": "key before"}.get(label, ""), OTHER
+    known = result.provenance
+    heads, helpers, lags = (known.get(name, {}) for name in ("heads", "helpers", "lags"))
+    note, colour = {"embed": "current token", "logits": "prediction"}.get(label, ""), OTHER
     if label in heads:
         note, colour = f"induction {heads[label]:.2f}", INDUCTION
     elif label in helpers:
         where, share = helpers[label]
         note, colour = f"{where.split()[0]} {share:.2f}", HELPER
-    elif match and match[3] is not None:
-        back = {"0": "current token", "1": "token before"}
-        note, colour = back.get(match[3], f"{match[3]} tokens back"), HELPER
-    elif label == "logits":
-        note = "prediction"
+    elif label in lags:
+        back = {0: "current token", 1: "token before"}
+        note, colour = back.get(lags[label], f"{lags[label]} tokens back"), HELPER
+    elif label in (keys := known.get("keys", {})):
+        note = "key before" if keys[label] == 1 else f"{keys[label]} keys back"
     return style.bold(label) + (f"<br>{style.text(note)}" if note else ""), colour
 
 

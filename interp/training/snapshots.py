@@ -124,14 +124,14 @@ def measured(model: HookedSequenceModel, text: Mapping[str, Text]) -> pd.DataFra
     """What a model does at one moment of its training, a row per number.
 
     `text` holds blocks for "validation" and "train".
-    Columns: `analysis`, `measure`, `label` (a head "L1H0", a lag "L0 lag 1", positions "17-18", or
-    nothing), `value`, `standard_error` (over random sequences, or over the groups of blocks),
-    `chance`, `unit`, `n_sequences`, `n_groups` (of text).
+    Columns: `analysis`, `measure`, `axis` ("head", "lag", "position", or nothing), `label` on it
+    ("L1H0", "L0 lag 1", "17-18"), `value`, `standard_error` (over random sequences, or over the
+    groups of blocks), `chance`, `unit`, `n_sequences`, `n_groups` (of text).
     """
     n = copy_length(model.config.n_ctx)
     heads, repeated = head_scores(model, n=n), repeated_sequence_loss(model, n=n)
     frames = [
-        heads.to_frame().rename(columns={"score": "measure", "head": "label"}),
+        heads.to_frame().rename(columns={"score": "measure", "head": "label"}).assign(axis="head"),
         repeated.to_frame(),
     ]
     frames = [
@@ -140,12 +140,12 @@ def measured(model: HookedSequenceModel, text: Mapping[str, Text]) -> pd.DataFra
     ]
     frames += [_on_text(model, blocks, part) for part, blocks in text.items()]
     frames += [pd.DataFrame(_parameters(model))]
-    columns = ["analysis", "measure", "label", "value", "standard_error", "chance", "unit"]
+    columns = ["analysis", "measure", "axis", "label", "value", "standard_error", "chance", "unit"]
     table = pd.concat(frames, ignore_index=True).reindex(
         columns=[*columns, "n_sequences", "n_groups"]
     )
     counts = {"n_sequences": "Int64", "n_groups": "Int64"}
-    return table.fillna({"label": ""}).astype({**counts, "chance": float})
+    return table.fillna({"axis": "", "label": ""}).astype({**counts, "chance": float})
 
 
 def position_bins(length: int) -> list[tuple[int, int]]:
@@ -169,28 +169,35 @@ def _on_text(model: HookedSequenceModel, text: Text, part: str) -> pd.DataFrame:
     losses, hits = _losses(model, text.tokens)
     length = text.tokens.shape[1]
     rows = [
-        ("text", f"{part}_loss", "", losses.mean(1), "nats"),
-        ("text", f"{part}_accuracy", "", hits.double().mean(1), "fraction"),
+        ("text", f"{part}_loss", "", "", losses.mean(1), "nats"),
+        ("text", f"{part}_accuracy", "", "", hits.double().mean(1), "fraction"),
     ]
     if part == "validation":
         early, late = early_and_late(length)
         name = "in_context_learning_score"
-        rows.append((name, name, "", losses[:, late - 1] - losses[:, early - 1], "nats"))
+        rows.append((name, name, "", "", losses[:, late - 1] - losses[:, early - 1], "nats"))
         for first, last in position_bins(length):
             label = f"{first}" if first == last else f"{first}-{last}"
             inside = losses[:, first - 1 : last].mean(1)
-            rows.append(("loss_by_position", "loss", label, inside, "nats"))
+            rows.append(("loss_by_position", "loss", "position", label, inside, "nats"))
     sampling = Sampling.of(text.groups, len(text.tokens))
     return pd.DataFrame([_row(sampling, *row) for row in rows])
 
 
 def _row(
-    sampling: Sampling, analysis: str, measure: str, label: str, samples: Tensor, unit: str
+    sampling: Sampling,
+    analysis: str,
+    measure: str,
+    axis: str,
+    label: str,
+    samples: Tensor,
+    unit: str,
 ) -> dict[str, Any]:
     mean, error = sampling.mean_and_error(samples.numpy())
     return {
         "analysis": analysis,
         "measure": measure,
+        "axis": axis,
         "label": label,
         "value": float(mean),
         "standard_error": float(error),
@@ -220,9 +227,9 @@ def _parameters(model: HookedSequenceModel) -> Iterator[dict[str, Any]]:
         smear = model.attn(layer).smear
         shares: Sequence[float] = [] if smear is None else smear.detach().sigmoid().tolist()
         for head, share in enumerate(shares):
-            what = {"analysis": "smear", "measure": "share", "label": f"L{layer}H{head}"}
-            yield {**what, "value": share, "unit": "fraction"}
+            what = {"analysis": "smear", "measure": "share", "axis": "head"}
+            yield {**what, "label": f"L{layer}H{head}", "value": share, "unit": "fraction"}
     for layer in model.conv_layers:
         for lag, norm in enumerate(model.conv(layer).W.detach().norm(dim=(1, 2)).tolist()):
-            what = {"analysis": "conv", "measure": "norm", "label": f"L{layer} lag {lag}"}
-            yield {**what, "value": norm, "unit": ""}
+            what = {"analysis": "conv", "measure": "norm", "axis": "lag"}
+            yield {**what, "label": f"L{layer} lag {lag}", "value": norm, "unit": ""}

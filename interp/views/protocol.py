@@ -1,6 +1,5 @@
 """The questions that an analysis may ask of any model, whoever wrote it."""
 
-import re
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,15 +21,13 @@ from interp.models.description import (
 from interp.models.hooks import undisturbed
 from interp.models.linear import FrozenNorm
 from interp.models.shapes import Logits, Scores, Stream, Tokens
+from interp.results.labels import head_of
 from interp.views.entries import Entries, Index
 from interp.views.running import EverythingCaptured, Hook, Running, Start, keeping
 from interp.views.sums import sums_of
 
 ReadEntries = Callable[[int, Entries], None]
 ReadHook = tuple[str, Callable[..., None]]
-
-
-HEAD = re.compile(r"L([0-9]+)H([0-9]+)")
 
 
 class View(Running):
@@ -142,20 +139,20 @@ class View(Running):
         return None
 
     def head(self, label: str) -> tuple[int, int]:
-        """Layer and number of a head written "L1H3": the one place where that is read.
+        """Layer and number of a head written "L1H3".
 
         Raises:
             ValueError: it is no head of this model; the message lists those there are.
         """
-        match = HEAD.fullmatch(label) if isinstance(label, str) else None
-        layer, number = (int(match[1]), int(match[2])) if match else (-1, 0)
+        written = head_of(label)
+        layer, number = written or (-1, 0)
         if number < self.heads.get(layer, 0):
             return layer, number
         there = ", ".join(
             f"L{one}H0 to L{one}H{n - 1}" if n > 1 else f"L{one}H0" for one, n in self.heads.items()
         )
         there = f"the heads are {there}" if there else "it has no attention layer"
-        if match is None:
+        if written is None:
             raise ValueError(f'head is {label!r}, but a head is written "L1H3"; {there}')
         if 0 <= layer < self.n_layers and layer not in self.heads:
             kinds = " and ".join(writer.kind for writer in self.written_by(layer)) or "nothing"

@@ -19,7 +19,7 @@ LABEL_WIDTH = 36
 NAN = float("nan")
 
 
-def circuit_of(edges, heads=(), helpers=()) -> Result:
+def circuit_of(edges, heads=(), helpers=(), **more) -> Result:
     """A graph with these edges: label, change of the score, change of the loss."""
     values = [
         [score, score - 0.1, score + 0.1, NAN, NAN, loss, loss - 0.2, loss + 0.2, 0.0, 0.5, 0.1, 7]
@@ -30,8 +30,21 @@ def circuit_of(edges, heads=(), helpers=()) -> Result:
         np.array(values).reshape(len(edges), len(MEASURES)),
         ("edge", "measure"),
         labels={"edge": tuple(label for label, *_ in edges), "measure": MEASURES},
-        provenance={"model": "m", "heads": dict(heads), "helpers": dict(helpers)},
+        provenance={
+            "model": "m",
+            "heads": dict(heads),
+            "helpers": dict(helpers),
+            "layers": layers_of([label for label, *_ in edges]),
+            **more,
+        },
     )
+
+
+def layers_of(edges) -> dict[str, int]:
+    ends = {
+        end.partition(".")[0] if n else end for e in edges for n, end in enumerate(e.split("->"))
+    }
+    return {end: int(end[1]) if end[0] == "L" else -1 for end in ends if end != "logits"}
 
 
 PAIR = [
@@ -64,10 +77,26 @@ def test_boxes_say_what_their_part_does():
         "<b>L1H3</b><br>induction 0.61",
         "<b>logits</b><br>prediction",
     ]
-    lag = figure(circuit_of([("L0.lag1->L1H0.k", -0.5, 1.0), ("L0.lag3->L1H0.k", -0.5, 1.0)]))
+    edges = [("L0.lag1->L1H0.k", -0.5, 1.0), ("L0.lag3->L1H0.k", -0.5, 1.0)]
+    lag = figure(circuit_of(edges, lags={"L0.lag1": 1, "L0.lag3": 3}))
     assert {note.text for note in lag.layout.annotations} >= {
         "<b>L0.lag1</b><br>token before",
         "<b>L0.lag3</b><br>3 tokens back",
+    }
+
+
+def test_a_part_without_a_layer_is_refused():
+    with pytest.raises(ValueError, match=r"no layer of 'embed' under 'layers'.*find the circuit"):
+        figure(circuit_of(PAIR, layers={"L0H1": 0, "L0H2": 0, "L1H3": 1}))
+
+
+def test_what_a_heads_own_keys_add_stands_below_it():
+    edges = [("taps.lag1->L0H1.k", -0.5, 1.0), ("taps.lag2->L0H1.k", -0.5, 1.0)]
+    more = {"layers": {"taps.lag1": -1, "taps.lag2": -1, "L0H1": 0}}
+    drawn = figure(circuit_of(edges, keys={"taps.lag1": 1, "taps.lag2": 2}, **more))
+    assert {note.text for note in drawn.layout.annotations} >= {
+        "<b>taps.lag1</b><br>key before",
+        "<b>taps.lag2</b><br>2 keys back",
     }
 
 

@@ -88,7 +88,8 @@ CASES = {
                       name: {EVIL: 3.0, "b": None} for name in evil(2)}}),
     "circuit": of(edge=("L0H0->L1H0.k", f"L1H0->{EVIL.replace('.', '')}"),
                   measure=(*EDGE, "composition", "composition_z"),
-                  provenance={"heads": {"L1H0": 0.5}, "helpers": {EVIL: (EVIL, 0.5)}}),
+                  provenance={"heads": {"L1H0": 0.5}, "helpers": {EVIL: (EVIL, 0.5)}, "layers": {
+                      "L0H0": 0, "L1H0": 1, EVIL.replace(".", ""): 2}}),
     "parts": of(part=evil(3)),
     "paths at positions": of(path=evil(3), position=evil(3)),
     "lens": of(dict.fromkeys(evil(2), EVIL), measure=evil(2), layer=evil(3)),

@@ -1,6 +1,5 @@
 """What runs measured and wrote down while they trained: read again, and nothing trained or run."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
@@ -38,19 +37,22 @@ ON_TEXT = ("text", "in_context_learning_score", "loss_by_position")
 UNKNOWN = "unknown: the groups of the text were not kept"
 """What a result says of errors on text that a table leaves blank."""
 AXES = {
-    "head": re.compile(r"L\d+H\d+"),
-    "position": re.compile(r"(\d+)(?:-(\d+))?"),
-    "lag": re.compile(r"L\d+ lag \d+"),
+    "head_scores": "head",
+    "smear": "head",
+    "loss_by_position": "position",
+    "conv": "lag",
 }
+"""What the labels of an analysis are labels of, for tables without the column "axis"."""
 
 
 def suite_table() -> pd.DataFrame:
     """The development of every run of the reference suite, as one tidy table.
 
     A row is one number of one run at one step: `run`, `member` (what the suite calls this kind of
-    model), `architecture`, `corpus`, `seed`, ..., `step`, `tokens`, `measure`, `label` (a head, a
-    position, a lag, or nothing), `value`, `standard_error`, ... Errors of what was measured on text
-    are NaN where the groups of its blocks are not known: neighbouring blocks are not independent.
+    model), `architecture`, `corpus`, `seed`, ..., `step`, `tokens`, `measure`, `axis` ("head",
+    "position", "lag", or nothing), `label` on it, `value`, `standard_error`, ... Errors of what was
+    measured on text are NaN where the groups of its blocks are not known: neighbouring blocks are
+    not independent.
 
     Raises:
         FileNotFoundError: this installation has no suite.
@@ -84,7 +86,7 @@ def suite(
             those there are.
 
     >>> table = pd.DataFrame({"run": "attn-seed0", "member": "attn", "seed": 0, "step": [0, 10],
-    ...     "tokens": [0, 80], "measure": "drop", "label": "", "value": [0.0, 0.1],
+    ...     "tokens": [0, 80], "measure": "drop", "axis": "", "label": "", "value": [0.0, 0.1],
     ...     "standard_error": [0.1, 0.2]})
     >>> [run] = suite("drop", table=table, member="attn")
     >>> run.values.tolist(), run.provenance["tokens_per_step"]
@@ -160,9 +162,11 @@ def _having(table: pd.DataFrame, column: str, wanted: Label | Sequence[Label]) -
 def _result(rows: pd.DataFrame, axis: str | None = None, unit: Any = None) -> Result:
     """The rows of one run and one measure, over "step" and what their labels name."""
     steps, names = sorted(set(rows["step"].tolist())), list(dict.fromkeys(rows["label"]))
-    axis = axis or _axis(names)
+    axis = axis or _axis(rows)
+    labels: dict[str, Label] = {name: name for name in names}
     if axis == "position":
-        names.sort(key=_label)
+        labels = dict(sorted(zip(names, map(_middle, names), strict=True), key=lambda one: one[1]))
+        names = list(labels)
 
     def grid(column: str) -> np.ndarray:
         cells = rows.pivot(index="step", columns="label", values=column)
@@ -177,7 +181,7 @@ def _result(rows: pd.DataFrame, axis: str | None = None, unit: Any = None) -> Re
         str(rows["measure"].iloc[0]),
         grid("value"),
         ("step", axis),
-        labels={"step": steps, axis: [_label(name) for name in names]},
+        labels={"step": steps, axis: [*labels.values()]},
         standard_error=error,
         chance=known("chance"),
         unit=unit or (str(rows["unit"].iloc[0]) if "unit" in rows else ""),
@@ -186,21 +190,23 @@ def _result(rows: pd.DataFrame, axis: str | None = None, unit: Any = None) -> Re
     return result.sel(label="") if names == [""] else result
 
 
-def _axis(names: Sequence[str]) -> str:
-    """What labels such as "L1H0", "17-18" and "L0 lag 1" are labels of."""
-    for axis, pattern in AXES.items():
-        if all(pattern.fullmatch(name) for name in names):
-            return axis
-    return "label"
+def _axis(rows: pd.DataFrame) -> str:
+    """What the rows say that their labels are labels of; else what their analysis has."""
+    said = rows.reindex(columns=["axis", "analysis"]).drop_duplicates().to_numpy().tolist()
+    found = {AXES.get(analysis, "") if pd.isna(axis) else axis for axis, analysis in said}
+    axes = sorted(found - {""})
+    if len(axes) > 1:
+        raise ValueError(
+            f"{rows['measure'].iloc[0]} has values for each {axes[0]} and for each {axes[1]}; "
+            "give a table with those of one"
+        )
+    return axes[0] if axes else "label"
 
 
-def _label(name: str) -> Any:
-    """Positions as numbers: those that were taken together are at their middle."""
-    match = AXES["position"].fullmatch(name)
-    if match is None:
-        return name
-    first, last = int(match[1]), int(match[2] or match[1])
-    return first if first == last else (first + last) / 2
+def _middle(label: str) -> Label:
+    """The position in "17", or the middle of those that were taken together, as in "17-18"."""
+    first, _, last = label.partition("-")
+    return (int(first) + int(last)) / 2 if last else int(first)
 
 
 def _origin(rows: pd.DataFrame, has_errors: bool) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from interp.results.result import Result
 from interp.views import View
 
 CHANNELS = ("q", "k", "v")
-SMEAR = "smear"
-"""The sender of what smearing adds to a key: the key before."""
+SENDERS = {"smearing": "smear"}
+"""What stands for a head's own keys of earlier tokens as a sender; else such as "taps.lag1"."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,15 @@ class Edge:
     """A direct path, and what cutting it does to a head's induction score and to the loss.
 
     Attributes:
-        sender: a head, a conv lag, an MLP, "embed", or "smear".
+        sender: a head, a conv lag, an MLP, "embed", or what makes keys of several tokens: "smear",
+            "taps.lag1".
         receiver: a head, or "logits".
         channel: "q", "k" or "v" of a head, else "".
         head: the induction head that it serves.
         score: the change of that head's induction score; unknown where it cannot change.
         loss: the change of the loss on the second copy, in nats.
+        lag: how far back a head's own keys reach, by smearing or taps; 0 where it is a path.
+        mixing: what makes them reach back.
     """
 
     sender: str
@@ -67,6 +70,8 @@ class Edge:
     head: str
     score: Effect = UNKNOWN
     loss: Effect = UNKNOWN
+    lag: int = 0
+    mixing: str = ""
 
     @property
     def label(self) -> str:
@@ -166,9 +171,9 @@ def into_head(patches: Patches, head: str, at_stake: float, loss_at_stake: float
     metric, enough = InductionScore(head), patches.share * at_stake
     matching = _carrying(patches, head, head, ("q", "k"), metric, -at_stake)
     copying = _carrying(patches, head, head, ("v",), SecondCopyLoss(), loss_at_stake)
-    smeared = [edge for edge in _smeared(patches, head) if -edge.score.value >= enough]
-    # What smearing adds is part of the way from the embedding to the keys: named for what it is.
-    kept = [edge for edge in matching if not (smeared and edge.channel == "k")]
+    earlier = [edge for edge in _earlier_keys(patches, head) if -edge.score.value >= enough]
+    # What these add is part of the way from the embedding to the keys: named for what it is.
+    kept = [edge for edge in matching if not (earlier and edge.channel == "k")]
     heads = patches.viewed.head_labels
     helpers = dict.fromkeys(edge.sender for edge in kept if edge.sender in heads)
     upstream = [
@@ -176,13 +181,13 @@ def into_head(patches: Patches, head: str, at_stake: float, loss_at_stake: float
         for helper in helpers
         for edge in _carrying(patches, helper, head, CHANNELS, metric, -at_stake)
     ]
-    return [*upstream, *kept, *smeared, *copying]
+    return [*upstream, *kept, *earlier, *copying]
 
 
 def measured(patches: Patches, edges: Sequence[Edge]) -> list[Edge]:
     """The edges with both effects; the one that they are judged by beside random directions."""
     loss = SecondCopyLoss()
-    matching = [edge.label for edge in edges if edge.sender != SMEAR and _can_change_score(edge)]
+    matching = [edge.label for edge in edges if not edge.lag and _can_change_score(edge)]
     copying = [edge.label for edge in edges if not _can_change_score(edge)]
     losses = patches.effects(list(dict.fromkeys(matching)), loss, compare=False)
     losses |= patches.effects(list(dict.fromkeys(copying)), loss)
@@ -199,7 +204,7 @@ def measured(patches: Patches, edges: Sequence[Edge]) -> list[Edge]:
         score = scores.get((edge.head, edge.label), UNKNOWN)
         return replace(edge, score=score, loss=losses[edge.label])
 
-    return [edge if edge.sender == SMEAR else with_both(edge) for edge in edges]
+    return [edge if edge.lag else with_both(edge) for edge in edges]
 
 
 def _can_change_score(edge: Edge) -> bool:
@@ -250,18 +255,28 @@ def _reading(viewed: View, head: str, channel: str) -> str:
     return f"L{layer}H{number * len(viewed.readers(layer, channel)) // viewed.heads[layer]}"
 
 
-def _smeared(patches: Patches, head: str) -> list[Edge]:
-    """What smearing adds to the keys, cut by taking the pair (0, 1) of lags out of the scores.
+def _earlier_keys(patches: Patches, head: str) -> list[Edge]:
+    """What a head's keys take from those before them, by smearing or taps.
 
-    Nothing, if a head's keys are not smeared, or a convolution below lets it read earlier tokens.
+    It is cut by taking all pairs of that key lag out of the scores. Nothing, if they take none, or
+    a convolution below lets the head read earlier tokens.
     """
-    model, (n_query, n_key) = patches.viewed.model, patches.lags(head)
-    if n_query > 1 or n_key == 1:
+    model, maps = patches.viewed.model, head_maps(patches.viewed, [head])[head]
+    n_query, n_key = patches.lags(head)
+    if maps.convs or n_key == 1:
         return []
-    units = {SMEAR: without_lag_pair(model, head, (0, 1))}
-    effects = [
-        effects_of(ablate(model, patches.tokens, units, "zero", metric, control="none"))[SMEAR]
+    mixing = maps.route("k").end.mixing
+    senders = {SENDERS.get(mixing, f"{mixing}.lag{lag}"): lag for lag in range(1, n_key)}
+    units = {
+        sender: [one for i in range(n_query) for one in without_lag_pair(model, head, (i, lag))]
+        for sender, lag in senders.items()
+    }
+    scores, losses = (
+        effects_of(ablate(model, patches.tokens, units, "zero", metric, control="none"))
         for metric in (InductionScore(head), SecondCopyLoss())
+    )
+    edges = [
+        Edge(sender, head, "k", head, scores[sender], losses[sender], lag, mixing)
+        for sender, lag in senders.items()
     ]
-    edge = Edge(SMEAR, head, "k", head, *effects)
-    return [edge] if edge.score.high < 0 else []
+    return [edge for edge in edges if edge.score.high < 0]

@@ -150,8 +150,8 @@ def induction_circuit(
        convolution's lags, and from earlier heads and MLPs, is cut by path patching, and likewise
        every path into the earlier heads so found. A path is an edge if it carries a `share` of the
        head's score, or for values of what its removal costs.
-    5. For heads above a convolution or with smeared keys, the pairs of a query lag and a key lag
-       are taken out one at a time.
+    5. For heads above a convolution, or with smeared or tapped keys, the pairs of a query lag and a
+       key lag are taken out one at a time.
 
     There is a path from every part below a head, so the work grows with the square of the layers:
     seconds for two layers on one core, minutes for six; most_heads=1 makes it quicker.
@@ -234,18 +234,21 @@ def _found(
         earlier += group
     measured = tuple(edges.values())
     cells = {head: cells for head in heads if (cells := patches.cells(head))}
-    helpers = _attended(viewed, probe, measured)
+    helpers, lags = _attended(viewed, probe, measured), _lags(viewed)
     origin = {
         **origin_of(viewed, probe),
         "n_sequences": len(probe.tokens),
         "n_random": patches.n_random,
         "heads": {head: decision.attended[head] for head in decision.heads},
         "helpers": helpers,
+        "layers": _layers(viewed, measured),
+        "lags": {edge.sender: lags[edge.sender] for edge in measured if edge.sender in lags},
+        "keys": {edge.sender: edge.lag for edge in measured if edge.lag},
         "rounds": decision.rounds,
     }
     return InductionCircuit(
         True,
-        words.of_circuit(decision, heads, measured, cells, {**_lags(viewed), **helpers}),
+        words.of_circuit(decision, heads, measured, cells, {**lags, **helpers}),
         tuple(decision.heads),
         measured,
         _graph(measured, _composition(viewed, measured, patches.seed), origin),
@@ -347,6 +350,17 @@ def _lags(viewed: View) -> dict[str, int]:
             terms = (term.label for term in sublayer.terms if term.kind == "lag")
             lags |= {label: lag for lag, label in enumerate(terms)}
     return lags
+
+
+def _layers(viewed: View, edges: Sequence[Edge]) -> dict[str, int]:
+    """The layer of every part but the logits; a head's own earlier keys enter below."""
+    layers = {writer.label: writer.layer for writer in viewed.writers}
+    for layer in range(viewed.n_layers):
+        terms = (term for sublayer in viewed.sublayers(layer) for term in sublayer.terms)
+        layers |= {term.label: layer for term in terms}
+    layers |= {edge.sender: -1 for edge in edges if edge.lag}
+    ends = dict.fromkeys(end for edge in edges for end in (edge.sender, edge.receiver))
+    return {end: layers[end] for end in ends if end != "logits"}
 
 
 def _composition(viewed: View, edges: Sequence[Edge], seed: int) -> dict[str, tuple[float, float]]:

@@ -4,10 +4,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from interp.analysis.induction.decision import Decision
-from interp.analysis.induction.edges import SMEAR, Cells, Edge, Effect
+from interp.analysis.induction.edges import Cells, Edge, Effect
 from interp.results.result import Result
 
-OTHERS = {"embed": "the embedding", SMEAR: "the key before, mixed in"}
 Sender = int | tuple[str, float]
 """The lag that a sender is, or what it attends to most and how much."""
 
@@ -144,7 +143,7 @@ def _reads(head: str, edges: Sequence[Edge], cells: Cells, senders: Mapping[str,
     parts = []
     for channel, what in (("q", "queries"), ("k", "keys"), ("v", "values")):
         named = [
-            f"{_named(edge.sender, senders)} ({_without(edge)})"
+            f"{_named(edge, senders)} ({_without(edge)})"
             for edge in into
             if edge.channel == channel
         ]
@@ -152,8 +151,8 @@ def _reads(head: str, edges: Sequence[Edge], cells: Cells, senders: Mapping[str,
             parts.append(f"its {what} read {_and(named)}")
     if not any(edge.channel in ("q", "k") for edge in into):
         parts.insert(0, "no single path below it carries its matching")
-    smeared = any(edge.sender == SMEAR for edge in into)  # the same, said already
-    return f"{head}: {', '.join(parts)}{'' if smeared else _cell(cells)}."
+    said = any(edge.lag for edge in into)  # the same, of keys alone
+    return f"{head}: {', '.join(parts)}{'' if said else _cell(cells)}."
 
 
 def _cell(cells: Cells) -> str:
@@ -164,12 +163,15 @@ def _cell(cells: Cells) -> str:
     return f"; without query lag {pair[0]} against key lag {pair[1]}: score {effect.value:+.2f}"
 
 
-def _named(sender: str, senders: Mapping[str, Sender]) -> str:
+def _named(edge: Edge, senders: Mapping[str, Sender]) -> str:
+    sender = edge.sender
+    if edge.lag:
+        return f"the key {'' if edge.lag == 1 else f'{edge.lag} '}before, by {edge.mixing}"
     if isinstance(known := senders.get(sender), int):
         nearest = {0: "the current token", 1: "the token before"}
         return f"{nearest.get(known, f'the token {known} before')} through {sender}"
-    if sender in OTHERS:
-        return OTHERS[sender]
+    if sender == "embed":
+        return "the embedding"
     where, how_much = known or ("", 0.0)
     return f"the {where.replace(' ', '-')} head {sender}" if how_much > MOSTLY else sender
 

@@ -530,6 +530,8 @@ class SmearedKeys(LinearChannel):
         share: σ(α), how much of the current key is kept.
     """
 
+    mixing: ClassVar[str] = "smearing"
+
     share: Float[Tensor, ""]
 
     @property
@@ -551,6 +553,8 @@ class Tapped(LinearChannel):
     Attributes:
         taps: c.
     """
+
+    mixing: ClassVar[str] = "taps"
 
     taps: Float[Tensor, "lag d_head"]
 

@@ -33,12 +33,24 @@ def rows(run: int, member: str, corpus: str) -> list[dict]:
         }  # fmt: skip
         for head, label in enumerate(labels):
             value = (place + 10 * head) * (member == "conv-attn") + run / 10
-            more = {"measure": "induction", "label": label, "unit": "probability", "chance": 0.02}
+            more = {
+                "measure": "induction",
+                "axis": "head",
+                "label": label,
+                "unit": "probability",
+                "chance": 0.02,
+            }
             table.append({**origin, **more, "value": value})
         for label, value in (("1", 5.0), ("2-3", 4.0), ("4-7", 3.0)):
-            more = {"measure": "loss", "label": label, "unit": "nats", "chance": math.nan}
+            more = {
+                "measure": "loss",
+                "axis": "position",
+                "label": label,
+                "unit": "nats",
+                "chance": math.nan,
+            }
             table.append({**origin, **more, "value": value - place})
-        more = {"measure": "drop", "label": "", "unit": "nats", "chance": 0.0}
+        more = {"measure": "drop", "axis": "", "label": "", "unit": "nats", "chance": 0.0}
         table.append({**origin, **more, "value": place})
     return table
 
@@ -106,12 +118,34 @@ def test_a_step_at_which_a_head_was_not_measured_is_nan(table):
 
 def test_other_labels_keep_their_names():
     frame = pd.DataFrame(rows(0, "conv-attn", "docs")).replace(
-        {"label": {"L1H0": "L0 lag 0", "L1H1": "L0 lag 1"}}
+        {"label": {"L1H0": "L0 lag 0", "L1H1": "L0 lag 1"}, "axis": {"head": "lag"}}
     )
     [run] = suite("induction", table=frame)
     assert run.labels["lag"] == ("L0 lag 0", "L0 lag 1")
-    [run] = suite("induction", table=frame.replace({"label": {"L0 lag 0": "what"}}))
-    assert run.labels["label"] == ("what", "L0 lag 1")
+    [run] = suite("induction", table=frame.drop(columns="axis"))
+    assert run.labels["label"] == ("L0 lag 0", "L0 lag 1")
+
+
+def test_a_table_from_before_the_column_axis_is_read_by_its_analyses(table):
+    before = table.drop(columns="axis").assign(
+        analysis=table["measure"].map(
+            {"induction": "head_scores", "loss": "loss_by_position", "drop": "drop"}
+        )
+    )
+    resumed = before.assign(axis=table["axis"].where(table["step"] > 1))
+    for measure in ("induction", "loss", "drop"):
+        for frame in (before, resumed):
+            runs, expected = suite(measure, table=frame), suite(measure, table=table)
+            assert [run.axes for run in runs] == [run.axes for run in expected]
+            for run, same in zip(runs, expected, strict=True):
+                axes = {axis: sorted(labels) for axis, labels in same.labels.items()}
+                np.testing.assert_array_equal(run.sel(**axes).values, same.sel(**axes).values)
+
+
+def test_values_on_two_axes_under_one_name_are_refused(table):
+    twice = table.replace({"measure": {"loss": "induction"}})
+    with pytest.raises(ValueError, match="for each head and for each position"):
+        suite("induction", table=twice)
 
 
 def test_what_comes_out_can_be_compared(table):

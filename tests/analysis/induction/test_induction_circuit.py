@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,22 +12,44 @@ import interp
 from interp.analysis import InductionCircuit, Result, induction_circuit, repeated_tokens
 from interp.analysis.induction.candidates import stand_out
 from interp.analysis.induction.edges import Effect
-from interp.models import HookedAttn, HookedAttnAttn, HookedConvAttn, HookedSmearedAttn
+from interp.models import (
+    HookedAttn,
+    HookedAttnAttn,
+    HookedConvAttn,
+    HookedSequenceModel,
+    HookedSmearedAttn,
+)
 from tests.analysis import planted
 
 D_VOCAB, N, SEQUENCES = 30, 10, 6
 N_POS = 2 * N + 1
 GAIN, LOGIT_GAIN = 20.0, 10.0
+OWN_KEYS = {"smeared": "smearing", "tapped": "taps"}
 EXACT = {"rel": 0, "abs": 1e-10}
+
+
+def induction_tapped_attn(**options) -> HookedSequenceModel:
+    """The smeared one with taps in place of smearing: the key at s is the token at s - 1."""
+    smeared = planted.induction_smeared_attn(**options)
+    (layer,) = smeared.config.layers
+    layers = (replace(layer, smear=False, taps_k=3),)
+    model = HookedSequenceModel(smeared.config.replace(layers=layers))
+    model.load_state_dict(smeared.state_dict(), strict=False)
+    with torch.no_grad():
+        model.attn(0).taps_K[:, options["head"]] = torch.tensor([0.0, 1.0, 0.0])[:, None]
+    return model.to(smeared.W_E.dtype)
+
 
 PLANTED = {
     "conv": planted.induction_conv_attn,
     "smeared": planted.induction_smeared_attn,
+    "tapped": induction_tapped_attn,
     "attn": planted.induction_attn_attn,
 }
 EDGES = {
     "conv": ["embed->L1H1.q", "L0.lag1->L1H1.k", "embed->L1H1.v", "L1H1->logits"],
     "smeared": ["embed->L0H1.q", "smear->L0H1.k", "embed->L0H1.v", "L0H1->logits"],
+    "tapped": ["embed->L0H1.q", "taps.lag1->L0H1.k", "embed->L0H1.v", "L0H1->logits"],
     "attn": [
         "embed->L0H0.v",
         "embed->L1H1.q",
@@ -93,7 +116,7 @@ def second_copy_loss(pattern: np.ndarray, values: torch.Tensor, tokens: torch.Te
 @pytest.mark.parametrize("kind", PLANTED)
 def test_a_planted_circuit_is_found_edge_by_edge(kind):
     found = planted_circuit(kind)
-    head = "L0H1" if kind == "smeared" else "L1H1"
+    head = "L0H1" if kind in OWN_KEYS else "L1H1"
     assert (found.found, found.heads) == (True, (head,))
     assert [edge.label for edge in found.edges] == EDGES[kind]
     assert found.graph.labels["edge"] == tuple(EDGES[kind])
@@ -108,7 +131,7 @@ def test_the_effect_of_every_edge_is_that_of_brute_force(kind):
     clean = attention(tokens, tokens)
     clean_loss = second_copy_loss(clean, tokens, tokens)
     without = {"q": attention(other, tokens), "k": attention(tokens, other)}
-    if kind == "smeared":  # cut by taking the pair of lags out: nothing matches any more
+    if kind in OWN_KEYS:  # cut by taking the pair of lags out: nothing matches any more
         without["k"] = np.tril(np.ones((N_POS, N_POS))) / np.arange(1, N_POS + 1)[:, None]
         without["k"] = np.broadcast_to(without["k"], clean.shape)
     for channel, pattern in without.items():
@@ -125,6 +148,17 @@ def test_the_effect_of_every_edge_is_that_of_brute_force(kind):
     (removed,) = found.removal.values()
     assert removed.value == pytest.approx(head, **EXACT)
     assert math.isnan(logits.score.value)
+
+
+@pytest.mark.parametrize("kind", OWN_KEYS)
+def test_keys_of_several_tokens_are_called_what_they_are(kind):
+    found = planted_circuit(kind)
+    assert f"its keys read the key before, by {OWN_KEYS[kind]} (without" in found.sentence
+    (keys,) = found.graph.provenance["keys"].items()
+    texts = [note.text for note in found.plot().layout.annotations]
+    assert f"<b>{keys[0]}</b><br>key before" in texts
+    assert keys[1] == 1
+    assert found.graph.provenance["layers"] == {"embed": -1, keys[0]: -1, "L0H1": 0}
 
 
 def test_what_a_helper_reads_changes_the_score_as_much_as_the_helper():
