@@ -275,7 +275,7 @@ def test_an_induction_head_planted_in_a_single_layer_is_found(kind: str):
     shares = interp.lag_pair_shares(model, tokens).sel(head="L0H0")
     assert float(shares.sel(query_lag="lag 0", key_lag="lag 1")) == pytest.approx(1)
     circuit = interp.induction_circuit(model, n=20)
-    assert ("smear", "L0H0", "k") in {(e.sender, e.receiver, e.channel) for e in circuit.edges}
+    assert ("taps.lag1", "L0H0", "k") in {(e.sender, e.receiver, e.channel) for e in circuit.edges}
 
 
 def test_what_cannot_be_is_refused():
