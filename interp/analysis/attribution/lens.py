@@ -15,7 +15,7 @@ from interp.models.shapes import Stream, Tokens
 from interp.results.result import Result
 from interp.results.sampling import Groups, RunningMean, Sampling
 from interp.views import View, keeping, undisturbed, view
-from interp.views.outputs import wide
+from interp.views.outputs import at_positions, wide
 
 MEASURES = {"loss": "nats", "rank": "tokens", "probability": "probability"}
 LONGEST = 512
@@ -125,8 +125,7 @@ def lens_tokens(model: Any, tokens: Tokens, k: int = 5) -> Result:
     viewed.check_finite()
     with undisturbed(viewed.model):
         best = [
-            wide(logits[0]).softmax(-1).topk(k)
-            for logits in _lens(viewed, tokens, list(range(n_pos)))
+            wide(logits[0]).softmax(-1).topk(k) for logits in _lens(viewed, tokens, range(n_pos))
         ]
     top = [chosen.indices.tolist() for chosen in best]
     return Result(
@@ -153,7 +152,7 @@ def _names(viewed: View) -> tuple[str, ...]:
 
 
 def _lens(
-    viewed: View, tokens: Tokens, positions: list[int]
+    viewed: View, tokens: Tokens, positions: Sequence[int]
 ) -> Iterator[Float[Tensor, "batch asked vocab"]]:
     """The logits after the embedding and after each layer, one layer's at a time."""
     streams = ["blocks.0.hook_resid_pre"]
@@ -161,8 +160,8 @@ def _lens(
     kept: dict[str, Stream] = {}
     last = viewed.outputs(tokens, positions=positions, hooks=keeping(streams, kept)).logits()
     for name in streams[:-1]:
-        yield viewed.unembed(kept[name][:, positions])
-    _check_readout(viewed, viewed.unembed(kept[streams[-1]][:, positions]), last)
+        yield viewed.unembed(at_positions(kept[name], positions))
+    _check_readout(viewed, viewed.unembed(at_positions(kept[streams[-1]], positions)), last)
     yield last
 
 

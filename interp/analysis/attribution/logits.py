@@ -94,7 +94,7 @@ def logit_attribution(
         activations, outputs = stream.run(tokens[rows])
         direction = scaled_direction(question, stream, activations, rows)
         parts = {
-            label: (part[:, question.positions] * direction).sum(-1)
+            label: (question.at(part) * direction).sum(-1)
             for label, part in stream.parts(activations)
         }
         parts |= question.biases(rows)
@@ -111,7 +111,7 @@ def scaled_direction(
 ) -> Float[Tensor, "batch asked d_model"]:
     """What the stream itself is multiplied with: the last norm's scale is in it."""
     direction, scale = question.directions(rows), stream.scale(activations)
-    return direction if scale is None else direction / scale[:, question.positions]
+    return direction if scale is None else direction / question.at(scale)
 
 
 def over_sequences(

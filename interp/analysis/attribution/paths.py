@@ -84,7 +84,7 @@ def path_attribution(
         activations, _ = stream.run(tokens[rows], names)
         direction = scaled_direction(question, stream, activations, rows)
         return {
-            path: (written[:, question.positions] * direction).sum(-1)
+            path: (question.at(written) * direction).sum(-1)
             for head in maps
             for path, written in _paths(stream, head, activations)
         }

@@ -11,7 +11,7 @@ from torch import Tensor
 from interp.models.linear import FrozenNorm, wide
 from interp.models.shapes import Tokens
 from interp.views import View
-from interp.views.outputs import Outputs
+from interp.views.outputs import Outputs, at_positions
 
 Choice = int | Int[Tensor, "..."]
 """One token for all, one per sequence, or one per sequence and position."""
@@ -62,7 +62,7 @@ class Question:
     """The logit of `correct`, or how far it lies above that of `incorrect`, at some positions."""
 
     readout: Readout
-    positions: list[int]
+    positions: Sequence[int]
     correct: Int[Tensor, "batch asked"]
     incorrect: Int[Tensor, "batch asked"] | Literal["mean"] | None
 
@@ -109,6 +109,10 @@ class Question:
         wrong = self.readout.biases(self._some(self.incorrect, rows))
         return {name: bias - wrong[name] for name, bias in right.items()}
 
+    def at(self, stream: Float[Tensor, "batch pos _"]) -> Float[Tensor, "batch asked _"]:
+        """The positions that are asked about."""
+        return at_positions(stream, self.positions)
+
     def answer(self, outputs: Outputs, rows: slice) -> Float[Tensor, "batch asked"]:
         """What the attributions have to add up to, from what the model predicts."""
         there = outputs.at(self.positions)
@@ -131,7 +135,7 @@ class Question:
     def where(self) -> str:
         """The positions as a reader would say them."""
         first, last = self.positions[0], self.positions[-1]
-        if self.positions == list(range(first, last + 1)):
+        if list(self.positions) == list(range(first, last + 1)):
             return f"{first} to {last}"
         return ", ".join(map(str, self.positions))
 
@@ -143,10 +147,10 @@ def _rows_of(table: Float[Tensor, "vocab *_"], tokens: Which) -> Float[Tensor, "
     return wide(table).mean(0) if isinstance(tokens, str) else wide(table[tokens])
 
 
-def _positions(positions: Sequence[int] | None, n_pos: int, needs_next: bool) -> list[int]:
+def _positions(positions: Sequence[int] | None, n_pos: int, needs_next: bool) -> Sequence[int]:
     end = n_pos - needs_next
     if positions is None:
-        return list(range(end))
+        return range(end)
     asked = [position + n_pos if position < 0 else position for position in positions]
     if not asked or len(set(asked)) < len(asked) or not all(0 <= p < end for p in asked):
         next_token = "; the last has no next token: give `correct`" if needs_next else ""
@@ -158,7 +162,7 @@ def _positions(positions: Sequence[int] | None, n_pos: int, needs_next: bool) ->
 
 
 def _choice(
-    name: str, chosen: Any, viewed: View, tokens: Tokens, asked: list[int]
+    name: str, chosen: Any, viewed: View, tokens: Tokens, asked: Sequence[int]
 ) -> Int[Tensor, "batch asked"]:
     if isinstance(chosen, str):
         also = ", or 'mean'" if name == "incorrect" else ""
@@ -170,7 +174,7 @@ def _choice(
     if given.ndim == 1 and len(given) == batch:
         given = given[:, None].expand(batch, len(asked))
     elif given.shape == (batch, n_pos):
-        given = given[:, asked]
+        given = given[:, list(asked)]
     elif given.ndim != 0 and given.shape != (batch, len(asked)):
         raise ValueError(
             f"{name} has shape {tuple(given.shape)}; give one token, one for each of the {batch} "
