@@ -1,5 +1,7 @@
 """From units to what is written over which activation, for one batch of sequences."""
 
+import functools
+import operator
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -390,9 +392,9 @@ def written(name: str, edits: Sequence[Edit], clean: Activations) -> Stream:
         difference = edited(clean[hook], here) - clean[hook]
         changes = [(term, term.projected(difference)) for term in terms.values()]
         summed += changes
-        added = sum(term.spread(x) for term, x in changes)
+        added = functools.reduce(operator.add, (term.spread(x) for term, x in changes))
         # What is hooked is multiplied on the way to the stream, and terms are as they arrive there.
-        out = out + added / writer.scale
+        out = out + (added if writer.scale == 1.0 else added / writer.scale)
     here = _at(name, edits)
     return edited(out, here) if here else out
 
