@@ -213,11 +213,15 @@ class ChannelSums(Additive):
         return _grams(read, stream.covariance(), same, shifted, metric)
 
     def predicted(self, read: Reads, metric: Tensor) -> float:
-        """R² of the lags' sum as an account of what the model computed, an intercept aside."""
+        """R² of the lags' sum as an account of what the model computed, an intercept aside.
+
+        NaN where what is computed never varies, as what meets it sees it.
+        """
         joint = _blocks(self.joint.covariance(), read.lags + 1)
         blocks = torch.einsum("ijab,ba->ij", joint, metric)
         signs = torch.tensor([-1.0] * read.lags + [1.0]).to(blocks)
-        return 1 - float(signs @ blocks @ signs) / float(blocks[-1, -1])
+        whole = float(blocks[-1, -1])
+        return 1 - float(signs @ blocks @ signs) / whole if whole > 0 else math.nan
 
 
 @dataclass(frozen=True, eq=False)

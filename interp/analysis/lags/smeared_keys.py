@@ -358,10 +358,13 @@ class _Measure:
                 numbers["predicted_scores"] = scores[channel]
             if channel == "k":
                 numbers["smeared_scores"] = scores["smeared"]
-            undefined = dict(found.undefined)
-            if math.isnan(numbers.get("smeared_scores", 0.0)):
-                undefined["smeared_scores"] = undefined.get("smear", "scores never vary")
-            findings[channel] = Finding({**found.numbers, **numbers}, undefined)
+            reasons = {
+                "predicted": "what is computed never varies",
+                "predicted_scores": "scores never vary",
+                "smeared_scores": found.undefined.get("smear", "scores never vary"),
+            }
+            why = {name: reasons[name] for name, number in numbers.items() if math.isnan(number)}
+            findings[channel] = Finding({**found.numbers, **numbers}, {**found.undefined, **why})
         return findings
 
 
@@ -472,13 +475,15 @@ def _matched(
     findings: dict[Place, Finding] = {}
     for label, one in read.items():
         cells = {"k": [math.nan] * one["k"].lags, "q": [math.nan] * one["q"].lags}
-        why = heads[label].hidden_embedding()
-        if not why:
+        hidden = heads[label].hidden_embedding()
+        if not hidden:
             table = head_matches(heads[label], one, rows, distance).value
             cells = {"k": table[0].tolist(), "q": table[:, 0].tolist()}
         for channel in ("k", "q"):
             numbers = {f"match_{lag}": cell for lag, cell in enumerate(cells[channel])}
-            findings[channel, label] = Finding(numbers, dict.fromkeys(numbers, why) if why else {})
+            why = hidden or "no token's scores with the others vary"
+            undefined = {name: why for name, number in numbers.items() if math.isnan(number)}
+            findings[channel, label] = Finding(numbers, undefined)
     return findings
 
 

@@ -5,6 +5,7 @@ import statistics
 
 import numpy as np
 import pytest
+import torch
 
 from interp.analysis import InductionScore, LogitDifference, ablate
 from interp.analysis.interventions.metrics import InContextLearning
@@ -70,6 +71,14 @@ def test_every_head(kind, method):
     losses = by_hand.token_losses(by_hand.logits_under(model, tokens), tokens)
     np.testing.assert_allclose(result.sel(measure="clean").values, losses.mean(), **CLOSE)
     assert np.abs(result.sel(measure="effect").values).min() > 1e-4
+
+
+def test_no_sequence_is_resampled_from_itself_and_each_is_taken_from_once():
+    tokens = torch.arange(7)[:, None]
+    for seed in range(20):
+        others = others_of(tokens, None, seed)
+        assert (others != tokens).all()
+        assert sorted(others.flatten().tolist()) == list(range(7))
 
 
 @pytest.mark.parametrize("max_batch", [1, 3])

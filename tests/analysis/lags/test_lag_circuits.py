@@ -7,7 +7,7 @@ import torch
 from interp.analysis import induction_score, repeated_tokens
 from interp.analysis.lags.lag_circuits import lag_circuits, lag_pair_shares
 from interp.analysis.lags.lag_pair import without_lag_pair
-from interp.models import HookedAttn, HookedConvAttn
+from interp.models import Conv, HookedAttn, HookedConvAttn
 from tests.analysis import measured, planted, readers
 from tests.models import zoo
 
@@ -174,6 +174,21 @@ def test_removing_a_pair_takes_exactly_its_part_from_one_head(name, mask):
         np.testing.assert_allclose(found[seen], part[seen], atol=1e-9)
 
 
+def test_padding_on_the_left_adds_nothing_to_the_part_that_is_removed():
+    model = zoo.from_config(zoo.config(Conv(), zoo.HEADS, positions="none"))
+    tokens, mask = zoo.tokens(2), torch.ones(2, 8, dtype=torch.bool)
+    mask[1, :3] = False
+    run = {"attention_mask": mask, "names_filter": "blocks.1.attn.hook_attn_scores"}
+    _, before = model.run_with_cache(tokens, **run)
+    with model.hooks(fwd_hooks=without_lag_pair(model, "L1H1", (0, 1))):
+        _, after = model.run_with_cache(tokens, **run)
+    scores = lag_circuits(model, "L1H1", tokens[1:, 3:]).scores
+    part = scores.sel(query_lag="lag 0", key_lag="lag 1").values
+    found = (before["attn_scores", 1] - after["attn_scores", 1])[1, 1, 3:, 3:].numpy()
+    seen = ~np.isnan(part)
+    np.testing.assert_allclose(found[seen], part[seen], atol=1e-9)
+
+
 def test_removing_all_pairs_leaves_the_constants():
     model, tokens = readers.build("lag bias"), zoo.tokens()
     hooks = [h for i in range(3) for j in range(3) for h in without_lag_pair(model, "L1H0", (i, j))]
@@ -322,14 +337,13 @@ def test_sixteen_bits_are_computed_in_float32():
     assert (scores.nan_to_num() - expected.nan_to_num(neginf=0)).abs().max() < 0.15
 
 
-def test_other_sequences_are_as_long_as_those_that_are_run():
+@pytest.mark.parametrize(("run", "subtracted"), [(8, 6), (6, 8)])
+def test_other_sequences_are_as_long_as_those_that_are_run(run, subtracted):
     model, tokens = readers.build("three lags"), zoo.tokens()
-    hooks = without_lag_pair(model, "L1H0", (0, 1), of=tokens[:, :6])
-    with (
-        model.hooks(fwd_hooks=hooks),
-        pytest.raises(ValueError, match="8 positions, those whose part is subtracted 6"),
-    ):
-        model(tokens)
+    hooks = without_lag_pair(model, "L1H0", (0, 1), of=tokens[:, :subtracted])
+    message = f"{run} positions, those whose part is subtracted {subtracted}"
+    with model.hooks(fwd_hooks=hooks), pytest.raises(ValueError, match=message):
+        model(tokens[:, :run])
 
 
 def test_refusals_come_before_any_work():

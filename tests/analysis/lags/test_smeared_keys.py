@@ -84,6 +84,18 @@ def test_the_previous_half_alone_is_a_pure_shift():
     assert found["smear_fit"] == pytest.approx(1)
 
 
+def test_a_head_whose_scores_never_vary_has_a_reason_for_all_that_is_undefined():
+    model = HookedConvAttn(d_vocab=30, d_model=16, n_heads=2, n_ctx=12, bias=False)
+    with torch.no_grad():
+        model.attn(1).W_Q[0] = 0
+    result = detect_smeared_keys(model, torch.randint(30, (4, 12)))
+    keys = result.sel(channel="k", head="L1H0")
+    scores = ("predicted", "predicted_scores", "smeared_scores")
+    for measure in ("lag_share_0", "alignment", "smear", "match_1", *scores):
+        assert math.isnan(float(keys.sel(measure=measure)))
+        assert result.provenance["undefined"][f"k L1H0 {measure}"]
+
+
 def test_a_difference_filter_is_not_clipped_and_its_exact_case_is_undefined():
     found = numbers(detect_smeared_keys(halves(torch.eye(HALF), -0.5 * torch.eye(HALF), HALF)))
     assert found["alignment"] == pytest.approx(-1)
