@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from interp.models import *
     from interp.report import write_report as write_report
     from interp.training import *
+    from interp.views import wrap as wrap
 
     from . import analysis as analysis
     from . import data as data

@@ -143,6 +143,7 @@ class Term:
         to_stream: gives the map W from there to the stream; None where it is a vector of the
             stream. Weights are read only when they are asked for.
         taps: gives c, of the convolution that it goes through on its way; None where there is none.
+        lag: of a convolution's term, how far back the token lies that it comes from.
     """
 
     label: str
@@ -150,6 +151,7 @@ class Term:
     place: Place
     to_stream: Callable[[], Float[Tensor, "d_in d_model"]] | None = None
     taps: Callable[[], Float[Tensor, "lag d_model"]] | None = None
+    lag: int | None = None
 
     def written(self, activation: Tensor) -> Float[Tensor, "batch pos d_model"]:
         """What it adds, from the activation at its hook point."""
@@ -200,11 +202,13 @@ class Reader:
         label: "L1H3.k".
         kind: "q", "k", "v" or "pattern"; what it is among those that are read alike.
         place: where its value is read.
+        lag: of a convolution's term, how far back the token lies that it comes from.
     """
 
     label: str
     kind: str
     place: Place
+    lag: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
-"""What an analysis may ask of any model: one of ours, or a `transformer_lens.TransformerBridge`.
+"""What an analysis may ask of any model: ours, a `TransformerBridge`, or any module, wrapped.
 
-`view(model)` answers the same questions for both. An analysis written against a view runs on
-either, and what a model cannot answer is refused at once, with the reason.
+`view(model)` answers the same questions for all. An analysis written against a view runs on
+any of them, and what a model cannot answer is refused at once, with the reason.
 """
 
 from typing import Any
@@ -16,6 +16,9 @@ from interp.views.running import EverythingCaptured as EverythingCaptured
 from interp.views.running import Hook as Hook
 from interp.views.running import Start as Start
 from interp.views.running import keeping as keeping
+from interp.views.wrapped import WrappedView
+from interp.views.wrapping import WrappedModel as WrappedModel
+from interp.views.wrapping import wrap as wrap
 
 
 def view(model: Any) -> View:
@@ -25,13 +28,16 @@ def view(model: Any) -> View:
     # A compiled model answers for the one inside it: reading activations needs no compiled graph.
     if isinstance(inner := getattr(model, "_orig_mod", None), HookedSequenceModel):
         return OurView(inner)
+    if isinstance(model, WrappedModel):
+        return WrappedView(model)
     _refuse_inputs(model)
     if all(hasattr(model, name) for name in ("cfg", "blocks", "run_with_hooks", "hook_dict")):
         return BridgeView(model)
     raise TypeError(
         f"{type(model).__name__} cannot be analysed; give an interp model, such as "
-        "interp.load('conv-attn'), or wrap a Hugging Face model with "
-        "transformer_lens.TransformerBridge.boot_transformers(...)"
+        "interp.load('conv-attn'), boot a Hugging Face model with "
+        "transformer_lens.TransformerBridge.boot_transformers(...), or wrap any module: "
+        "interp.wrap(model)"
     )
 
 

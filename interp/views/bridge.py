@@ -3,21 +3,24 @@
 import math
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, cached_property, partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.models.description import ALL, Attending, Place, Reader, Sublayer, Term, Writer
 from interp.models.hooks import undisturbed, without_hooks
 from interp.models.linear import Channel, FrozenNorm, LinearChannel, maybe_wide, wide
-from interp.models.shapes import Logits, Scores, Stream, Tokens
-from interp.views.entries import Entries, entries_of
-from interp.views.outputs import Outputs, OutputsOfLogits, at_positions
-from interp.views.protocol import ReadEntries, ReadHook, View
-from interp.views.running import Hook, Start
+from interp.models.shapes import Tokens
+from interp.views.convolutions import Found, LagPoints, Layers, find_convolutions
+from interp.views.foreign import ForeignView, NotComputedError
+from interp.views.interception import CONV, Interception
+from interp.views.running import Hook
 
 OUT_MULTIPLIERS = {"attn": "attention_out_multiplier", "mamba": "ssm_out_multiplier"}
 """What Falcon-H1's config multiplies with what its mixers give, after their hook points."""
@@ -27,21 +30,14 @@ SSMS = ("SSMMixerBridge", "SSM2MixerBridge")
 NORMS = ("NormalizationBridge", "RMSNormalizationBridge")
 
 
-class NotComputedError(ValueError):
-    """A fused kernel left no pattern to read."""
-
-
-class BridgeView(View):
-    """Patterns are reduced in the hook and never stored."""
+class BridgeView(ForeignView):
+    """The bridge's own hook points, and those of the convolutions inside, where its are silent."""
 
     # A bridge can be handed a stream, but runs the layers below it all the same.
-    starts_anywhere = False
 
     def __init__(self, model: Any):
-        self.model = model
-        self.n_ctx, self.d_vocab = int(model.cfg.n_ctx), int(model.cfg.d_vocab)
-        self.n_layers = int(model.cfg.n_layers)
-        self._visibility: dict[int, dict[int, Tensor]] = {}
+        cfg = model.cfg
+        super().__init__(model, int(cfg.n_ctx), int(cfg.d_vocab), int(cfg.n_layers))
 
     @property
     def heads(self) -> dict[int, int]:
@@ -67,7 +63,44 @@ class BridgeView(View):
         """All but those that the bridge keeps shut until a flag is set."""
         points = self.model.hook_dict.items()
         shut = self.model._gated_hook_reason
-        return {name for name, point in points if shut(point.name or name) is None}
+        open_points = {name for name, point in points if shut(point.name or name) is None}
+        return open_points | set(self._lags.points)
+
+    @property
+    def _convolutions(self) -> Found:
+        return _found(self.model)[0]
+
+    @property
+    def _lags(self) -> LagPoints:
+        return _found(self.model)[1]
+
+    def _run(self, tokens: Tokens, hooks: Sequence[Hook], return_type: str | None) -> Any:
+        lags, layers = self._lags, Layers(self.model.blocks)
+        own = [hook for hook in hooks if hook[0] in lags.points]
+        others = [hook for hook in hooks if hook[0] not in lags.points]
+        with lags.hooked(own):
+            if not lags.is_listened_to:
+                return self._run_bridge(tokens, others, return_type)
+            with layers.followed(), Interception({CONV: lags.answering(layers)}):
+                return self._run_bridge(tokens, others, return_type)
+
+    def _run_bridge(self, tokens: Tokens, hooks: Sequence[Hook], return_type: str | None) -> Any:
+        return self.model.run_with_hooks(
+            self._place(tokens), fwd_hooks=list(hooks), return_type=return_type
+        )
+
+    @contextmanager
+    def hooked(self, hooks: Sequence[Hook]) -> Iterator[None]:
+        """Inside, every pass runs under these hooks."""
+        points = self._lags.points
+        own = [hook for hook in hooks if hook[0] in points]
+        others = [hook for hook in hooks if hook[0] not in points]
+        with self._lags.hooked(own), super().hooked(others):
+            yield
+
+    @property
+    def _query_hooks(self) -> Collection[str]:
+        return {f"blocks.{layer}.attn.q.hook_out" for layer in self.heads} & set(self.hooks)
 
     @cached_property
     def writers(self) -> tuple[Writer, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -117,12 +150,33 @@ class BridgeView(View):
 
     def sublayers(self, layer: int) -> tuple[Sublayer, ...]:
         """Attention head by head; every other sublayer is opaque: its sum, and nothing more."""
-        return tuple(
+        sublayers = (
             self._attention(writer)
             if writer.kind == "attn" and layer in self.heads
             else Sublayer(writer)
             for writer in self.written_by(layer)
         )
+        return tuple(self._with_lags(sublayer) for sublayer in sublayers)
+
+    def _with_lags(self, sublayer: Sublayer) -> Sublayer:
+        """Each lag of the convolutions inside can be told apart."""
+        inside = self._inside(sublayer.writer)
+        convs = self._convolutions.of_layer(sublayer.writer.layer)
+        lags = self._lags.readers(conv for conv in convs if id(conv.weight) in inside)
+        return replace(sublayer, readers=(*sublayer.readers, *lags))
+
+    def stray_lags(self, layer: int) -> tuple[Reader, ...]:
+        """Those of convolutions in a layer that the bridge describes as a whole."""
+        inside = {one for writer in self.written_by(layer) for one in self._inside(writer)}
+        convs = self._convolutions.of_layer(layer)
+        return tuple(self._lags.readers(conv for conv in convs if id(conv.weight) not in inside))
+
+    def _inside(self, writer: Writer) -> set[int]:
+        """The weights of what computes it."""
+        if writer.layer < 0:
+            return set()
+        component = getattr(self.model.blocks[writer.layer], writer.module.split(".")[-1])
+        return {id(weight) for weight in component.parameters()}
 
     def _attention(self, writer: Writer) -> Sublayer:
         layer, prefix = writer.layer, f"blocks.{writer.layer}.attn."
@@ -286,6 +340,15 @@ class BridgeView(View):
         modules = self.model.original_model.named_modules()
         return tuple(name for name, module in modules if isinstance(module, nn.Conv1d))
 
+    def causal(self, layer: int) -> bool:
+        """As the layer attends, whatever the bridge's config says; False for encoders."""
+        try:
+            return not self.visible(layer, min(3, self.n_ctx)).triu(1).any()
+        except NotComputedError:  # a fused kernel: what the layer says of itself has to do
+            attn = self.model.blocks[layer].attn.original_component
+            said = [getattr(module, "is_causal", None) for module in attn.modules()]
+            return self.model.cfg.attention_dir == "causal" and False not in said
+
     def output_map(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         """W_O, as the bridge gives it."""
         return self.model.blocks[layer].attn.W_O
@@ -300,134 +363,6 @@ class BridgeView(View):
         cfg = self.model.cfg
         return f"{cfg.model_name} ({cfg.architecture or type(self.model).__name__})"
 
-    def _pattern(self, layer: int) -> str:
-        return f"blocks.{layer}.attn.hook_pattern"
-
-    def causal(self, layer: int) -> bool:
-        """As the layer attends, whatever the bridge's config says; False for encoders."""
-        try:
-            return not self.visible(layer, min(3, self.n_ctx)).triu(1).any()
-        except NotComputedError:  # a fused kernel: what the layer says of itself has to do
-            attn = self.model.blocks[layer].attn.original_component
-            said = [getattr(module, "is_causal", None) for module in attn.modules()]
-            return self.model.cfg.attention_dir == "causal" and False not in said
-
-    def visible(self, layer: int, n_pos: int) -> Bool[Tensor, "query key"]:
-        """Where the layer pays attention once its queries are zero, so that it has no preferences.
-
-        Configs name windows, chunks and local layers in too many ways to trust a reading of them.
-        """
-        if n_pos not in self._visibility:
-            self._visibility[n_pos] = self._measured_visibility(n_pos)
-        return self._visibility[n_pos][layer]
-
-    def _measured_visibility(self, n_pos: int) -> dict[int, Tensor]:
-        visible: dict[int, Tensor] = {}
-        queries, keys = torch.ones(n_pos, n_pos).nonzero(as_tuple=True)
-
-        def read(layer: int, entries: Entries) -> None:
-            paid = entries(queries, keys) > 0
-            visible[layer] = paid.any(0).any(0).view(n_pos, n_pos).cpu()
-
-        def silence(query: Tensor, hook: Any) -> Tensor:
-            return torch.zeros_like(query)
-
-        names = {f"blocks.{layer}.attn.q.hook_out" for layer in self.heads} & set(self.hooks)
-        tokens = torch.full((1, n_pos), self._ordinary_token)
-        with without_hooks(self.model):
-            self.read_attention(tokens, read, hooks=[(name, silence) for name in names])
-        return visible
-
-    @property
-    def _ordinary_token(self) -> int:
-        """One that no model masks out, as some do with padding."""
-        config = getattr(self.model.original_model, "config", None)
-        names = ("pad_token_id", "bos_token_id", "eos_token_id")
-        special = {*self.special_tokens, *(getattr(config, name, None) for name in names)}
-        return next(token for token in range(self.d_vocab) if token not in special)
-
-    def held_patterns(self, layer: int, pattern: Scores) -> list[Hook]:
-        """The pattern, put in."""
-
-        def at_pattern(found: Scores, hook: Any) -> Scores:
-            return pattern.repeat(len(found) // len(pattern), 1, 1, 1)
-
-        return [(self._pattern(layer), at_pattern)]
-
-    def logits(self, tokens: Tokens) -> Logits:
-        """The model's logits."""
-        with undisturbed(self.model):
-            return self.model(self._place(tokens), return_type="logits")
-
-    def outputs(
-        self,
-        tokens: Tokens,
-        *,
-        positions: Sequence[int] | None = None,
-        start: Start | None = None,
-        hooks: Sequence[Hook] = (),
-    ) -> Outputs:
-        """From the logits; those of other positions are not computed."""
-        if start is not None:
-            raise ValueError(f"{self.name} runs from its tokens on; leave start out")
-
-        def cut(stream: Stream, hook: Any) -> Tensor:
-            return at_positions(stream, positions)
-
-        cuts = [] if positions is None else [("unembed.hook_in", cut)]
-        with self.running():
-            logits = self.model.run_with_hooks(
-                self._place(tokens), fwd_hooks=[*hooks, *cuts], return_type="logits"
-            )
-        return OutputsOfLogits(logits)
-
-    def _place(self, tokens: Tokens) -> Tokens:
-        return tokens.to(next(self.model.parameters()).device)
-
-    def _run_with_read_hooks(
-        self,
-        tokens: Tokens,
-        layers: Sequence[int],
-        read: ReadEntries,
-        start: Start | None,
-        hooks: Sequence[Hook],
-    ) -> None:
-        silent = {layer: self.heads[layer] for layer in layers}
-
-        def at_pattern(layer: int, pattern: Scores) -> None:
-            self._check_pattern(layer, silent.pop(layer), pattern)
-            self._refuse_silence([lower for lower in silent if lower < layer])
-            read(layer, entries_of(pattern))
-
-        def read_hook(layer: int) -> ReadHook:
-            return self._pattern(layer), lambda pattern, hook: at_pattern(layer, pattern)
-
-        read_hooks = [read_hook(layer) for layer in layers]
-        self.model.run_with_hooks(
-            self._place(tokens), fwd_hooks=[*hooks, *read_hooks], return_type=None
-        )
-        self._refuse_silence(list(silent))
-
-    def _check_pattern(self, layer: int, n_heads: int, pattern: Scores) -> None:
-        if pattern.shape[1] != n_heads:
-            raise ValueError(
-                f"{self.name}: layer {layer} has {pattern.shape[1]} heads, but cfg.n_heads is "
-                f"{n_heads}; bridges whose layers differ in heads cannot be scored"
-            )
-
-    def _refuse_silence(self, layers: list[int]) -> None:
-        if layers:
-            raise NotComputedError(
-                f"{self.name}: the attention patterns of layers {layers} were not computed; load "
-                'the Hugging Face model with attn_implementation="eager"'
-            )
-
-    def _silence(self, names: Sequence[str]) -> str:
-        message = super()._silence(names)
-        if not any(name.endswith(("pattern", "attn_scores")) for name in names):
-            return message
-        return f'{message}; load the Hugging Face model with attn_implementation="eager"'
-
     def _no_heads(self) -> str:
         whole = [layer for layer in range(self.n_layers) if not self.written_by(layer)]
         if not whole:
@@ -437,6 +372,23 @@ class BridgeView(View):
             "has no hook point inside them, so heads that are there cannot be scored; interp needs "
             "a bridge that hooks attention patterns"
         )
+
+
+_known: "WeakKeyDictionary[Any, tuple[Found, LagPoints]]" = WeakKeyDictionary()
+
+
+def _found(model: Any) -> tuple[Found, LagPoints]:
+    """A bridge's convolutions and their hook points: found once, by a run on a few tokens."""
+    if model not in _known:
+        modules = model.original_model.modules()
+        found = Found((), ())
+        if any(isinstance(module, nn.Conv1d) for module in modules):
+            tokens = torch.zeros(1, min(8, model.cfg.n_ctx), dtype=torch.long)
+            tokens = tokens.to(next(model.parameters()).device)
+            with undisturbed(model), without_hooks(model):
+                found = find_convolutions(model.blocks, lambda: model(tokens, return_type=None))
+        _known[model] = found, LagPoints(found)
+    return _known[model]
 
 
 def _is_a(component: Any, names: Collection[str]) -> bool:

@@ -108,6 +108,44 @@ class OutputsOfStream(Outputs):
         return mean if self._b_U is None else mean + wide(self._b_U).mean()
 
 
+class NoOutputs(Outputs):
+    """Of a model without an unembedding: whatever is asked for is refused.
+
+    Args:
+        name: the model's.
+    """
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def _refusal(self) -> ValueError:
+        return ValueError(
+            f"{self._name} gives no logits, so there are no losses and no predictions; ask what "
+            "its heads attend to (head_scores, attention_pattern, the metric InductionScore), or "
+            "give the model with its language-model head"
+        )
+
+    def logits(self) -> Logits:
+        """Refused."""
+        raise self._refusal()
+
+    def at(self, positions: Sequence[int]) -> "NoOutputs":
+        """There are none anywhere."""
+        return self
+
+    def losses_and_hits(self, targets: Tokens) -> tuple[Losses, Losses]:
+        """Refused."""
+        raise self._refusal()
+
+    def logits_of(self, tokens: Choices) -> ChosenLogits:
+        """Refused."""
+        raise self._refusal()
+
+    def mean_logit(self) -> Losses:
+        """Refused."""
+        raise self._refusal()
+
+
 def wide(x: Tensor) -> Tensor:
     """In float32 or wider: 16 bits are too few for a loss."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -54,6 +54,12 @@ class View(Running):
         with undisturbed(self.model), torch.set_grad_enabled(self.keeps_gradients):
             yield
 
+    @contextmanager
+    def hooked(self, hooks: Sequence[Hook]) -> Iterator[None]:
+        """Inside, every pass runs under these hooks."""
+        with self.model.hooks(fwd_hooks=list(hooks)):
+            yield
+
     @abstractmethod
     def causal(self, layer: int) -> bool:
         """Whether the layer's queries see no later key."""
@@ -85,6 +91,10 @@ class View(Running):
     def written_by(self, layer: int) -> tuple[Writer, ...]:
         """All that one layer writes."""
         return of_layer(self.writers, layer)
+
+    def stray_lags(self, layer: int) -> tuple[Reader, ...]:
+        """Lags of convolutions in a layer of which it is not known what it writes."""
+        return ()
 
     def readers(self, layer: int, kind: str) -> tuple[Reader, ...]:
         """A layer's readers of one kind, such as its keys."""
@@ -257,7 +267,7 @@ class View(Running):
     @property
     def is_silent(self) -> bool:
         """Whether nobody else has hooked the model."""
-        points = (self.model.hook_dict[name] for name in self.hooks)
+        points = self.model.hook_dict.values()
         return not any(point.fwd_hooks or point.bwd_hooks for point in points)
 
     @abstractmethod

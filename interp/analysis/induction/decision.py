@@ -321,7 +321,7 @@ def averaged(patches: Patches, heads: Sequence[str]) -> Iterator[None]:
     reference = Means(tokens, rows_that_fit(viewed, tokens.shape[1]))
     means = reference.values(viewed, torch.arange(1), {site.hook for site in sites}, {})
     hooks = edit_hooks([[Edit(site, site.of(means[site.hook])) for site in sites]], -1)
-    with viewed.model.hooks(fwd_hooks=hooks):
+    with viewed.hooked(hooks):
         yield
 
 

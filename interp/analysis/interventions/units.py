@@ -6,8 +6,9 @@ A unit is written as follows, and these are the labels of results too:
 |--------------------------------|--------------------------------------------------------------|
 | `L1H3`                         | what head 3 of layer 1 attended to (`hook_z`), so its output |
 | `L1H3.q` `.k` `.v` `.pattern`  | its queries, keys, values, or where it looks                 |
-| `L0.lag1`                      | what lag 1 of a convolution adds                             |
-| `L1.attn.lag1` `L1.mlp.lag1`   | the same of taps on what attention, or an MLP, writes        |
+| `L0.lag1`                      | what lag 1 of a layer's convolution adds, or of all it has   |
+| `L0.k.lag1` `L1H0.k.lag1`      | of one of them: of that on keys, on one head's keys          |
+| `L1.attn.lag1` `L1.mlp.lag1`   | of taps on what attention, or an MLP, writes                 |
 | `L1`                           | all that layer 1 writes: each of its mixers, and its MLP     |
 | `L1.attn` `L0.conv` `L1.mamba` `L1.mlp` | one of these                                        |
 | `L1.resid_pre` `.resid_mid` `.resid_post` | the stream                                        |
@@ -68,7 +69,7 @@ GROUPS = {
 """Short names of the forms that are asked for most."""
 
 
-ANYTHING = r"(?:\d+|[a-z_]+)"
+ANYTHING = r"(?:\d+|[a-z_][a-z_0-9]*)"
 """What a star stands for: a number, or a word."""
 
 Given = str | Sequence[str] | Mapping[str, Sequence[Hook]]
@@ -470,14 +471,32 @@ def _components(viewed: View) -> Iterator[Component]:
         for name in STREAM:
             site = Site.of_hook(viewed, stream_hook(layer, name), (ALL,))
             yield Component(f"L{layer}.{name}", name, layer, 0, (site,))
-        for sublayer in sublayers:
-            of_kind: dict[str, int] = {}
-            for one in (*sublayer.terms, *sublayer.lags, *sublayer.readers):
-                number = of_kind[one.kind] = of_kind.get(one.kind, -1) + 1
-                writer = sublayer.writer
-                stream, terms = (None, ()) if isinstance(one, Reader) else (writer.hook, (one,))
-                site = Site(one.place, writer.reads, writer.writes, stream, writer, terms)
-                yield Component(one.label, one.kind, layer, number, (site,), not terms)
+        yield from _parts(viewed, layer)
+
+
+def _parts(viewed: View, layer: int) -> Iterator[Component]:
+    """What a layer's sublayers sum up and read with; and each lag, wherever it stands in it."""
+    lags: dict[int, list[Site]] = {}
+    labels: set[str] = set()
+    for sublayer in viewed.sublayers(layer):
+        of_kind: dict[str, int] = {}
+        for one in (*sublayer.terms, *sublayer.lags, *sublayer.readers):
+            number = of_kind[one.kind] = of_kind.get(one.kind, -1) + 1
+            writer = sublayer.writer
+            stream, terms = (None, ()) if isinstance(one, Reader) else (writer.hook, (one,))
+            site = Site(one.place, writer.reads, writer.writes, stream, writer, terms)
+            yield Component(one.label, one.kind, layer, number, (site,), not terms)
+            labels.add(one.label)
+            if one.lag is not None:
+                lags.setdefault(one.lag, []).append(site)
+    for one in viewed.stray_lags(layer):
+        site = Site(one.place, (layer, Step.READ), (layer, Step.WRITTEN))
+        yield Component(one.label, one.kind, layer, one.lag or 0, (site,), True)
+        labels.add(one.label)
+        lags.setdefault(one.lag or 0, []).append(site)
+    for lag, sites in lags.items():
+        if (label := f"L{layer}.lag{lag}") not in labels or len(sites) > 1:
+            yield Component(label, "lag", layer, lag, tuple(sites), True)
 
 
 def _whole(writer: Writer) -> Site:

@@ -453,7 +453,7 @@ class MultiHeadAttention(Mixer):
             for channel, taps in self._lags_of_channels().items():
                 for lag in range(taps):
                     place = Place(f"{prefix}{channel}_lags", (lag, ALL, head), position_axis=1)
-                    yield Reader(f"{label}.{channel}.lag{lag}", f"{channel}.lag", place)
+                    yield Reader(f"{label}.{channel}.lag{lag}", f"{channel}.lag", place, lag)
             pattern = Place(f"{prefix}pattern", (head, ALL), position_axis=1)
             yield Reader(f"{label}.pattern", "pattern", pattern)
 

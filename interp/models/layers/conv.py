@@ -89,7 +89,7 @@ class Convolution(Mixer):
         """Each lag's term."""
         for lag in range(self.lags):
             place = Place(f"{self.module_name(layer)}.hook_lags", (lag, ALL), position_axis=1)
-            yield Term(f"L{layer}.lag{lag}", "lag", place, self.to_stream)
+            yield Term(f"L{layer}.lag{lag}", "lag", place, self.to_stream, lag=lag)
 
 
 class CausalConv(Convolution):

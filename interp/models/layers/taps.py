@@ -35,4 +35,6 @@ def through_taps(x: Stream, taps: Float[Tensor, "lag d_model"], hook_lags: HookP
 def lags_written(label: str, hook: str, taps: Tensor | None) -> Iterator[Term]:
     """What each lag adds to the stream, as a unit of its own: "L1.attn.lag1"."""
     for lag in range(0 if taps is None else len(taps)):
-        yield Term(f"{label}.lag{lag}", "out.lag", Place(hook, (lag, ALL), position_axis=1))
+        yield Term(
+            f"{label}.lag{lag}", "out.lag", Place(hook, (lag, ALL), position_axis=1), lag=lag
+        )
