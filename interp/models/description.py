@@ -223,6 +223,8 @@ class Attending:
         pattern: that of the pattern.
         rotate: x R, turning `[batch pos any d_head]` by the angles of positions from a first one
             on; None where nothing turns.
+        bias: the hook point of what else is added to the scores, a relative-position bias, say;
+            None where nothing is.
     """
 
     channel: Callable[[int, Channel], LinearChannel]
@@ -230,6 +232,7 @@ class Attending:
     scores: str
     pattern: str
     rotate: Callable[[Tensor, int], Tensor] | None = None
+    bias: str | None = None
 
     def turned(self, x: Float[Tensor, "batch pos any d_head"]) -> Tensor:
         """x R: queries or keys as they meet."""

@@ -176,7 +176,7 @@ class Refused:
 
 
 class Layers:
-    """Which layer of a model is running, and on how many tokens.
+    """Which layer of a model is running, on how many tokens, and what the last one gave.
 
     Args:
         blocks: the layers, in order; the first sequence of vectors that each is called with is the
@@ -194,6 +194,7 @@ class Layers:
         self.blocks = tuple(blocks)
         self.running: int | None = None
         self.n_pos = 0
+        self.gives_tensor = True
         self._enter, self._leave = enter, leave
 
     @contextmanager
@@ -222,6 +223,7 @@ class Layers:
         return (*args[:place], entering, *args[place + 1 :]), kwargs
 
     def _after(self, layer: int, module: nn.Module, args: Any, kwargs: Any, out: Any) -> Any:
+        self.gives_tensor = isinstance(out, Tensor)
         if self._leave is not None:
             out = (
                 self._leave(layer, out)

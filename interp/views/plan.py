@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from interp.views.convolutions import ConvCall, Convolution, Found, found_in
 from interp.views.trace import (
+    ROUNDING,
     AttentionCall,
     LayerTrace,
     LinearCall,
@@ -40,6 +41,21 @@ class Written:
 
 
 @dataclass(frozen=True, eq=False)
+class NormBehind:
+    """A module that normalises queries or keys.
+
+    Attributes:
+        path: the module's.
+        channels: "q", "k": what each tensor is that it is given.
+        heads_first: whether they are `[batch head pos d_head]`.
+    """
+
+    path: str
+    channels: tuple[str, ...]
+    heads_first: bool
+
+
+@dataclass(frozen=True, eq=False)
 class Attends:
     """How a layer attends.
 
@@ -50,6 +66,10 @@ class Attends:
         weight: of the map from what its heads attended to, `[d_model head x d_head]`; None where
             that is not found.
         bias: what that map adds.
+        norm: the path of the norm that it reads the stream through; None where none is found.
+        norms_behind: what normalises queries and keys before they meet.
+        reach: how many tokens back the convolutions reach that they go through.
+        has_bias: whether anything but what hides keys is added to the scores.
         taps: the convolution that stands behind that map, if one does.
         past: whether that map's output goes past this convolution, too.
     """
@@ -59,6 +79,10 @@ class Attends:
     scale: float
     weight: Tensor | None
     bias: Tensor | None
+    norm: str | None
+    norms_behind: tuple[NormBehind, ...]
+    reach: int
+    has_bias: bool
     taps: Convolution | None = None
     past: bool = False
 
@@ -80,6 +104,14 @@ class LayerPlan:
     sites: Mapping[Convolution, tuple[str, int | None]]
 
     @property
+    def norms(self) -> dict[str, str]:
+        """The paths of the norms before mixers and MLP, as TransformerLens names them."""
+        norms = {"ln2" if one.is_mlp else "ln1": one.norm for one in reversed(self.writes)}
+        if self.attends is not None:
+            norms["ln1"] = self.attends.norm
+        return {name: path for name, path in norms.items() if path is not None}
+
+    @property
     def has_middle(self) -> bool:
         """Whether there is a stream between its mixers and its MLP."""
         return any(write.is_mlp for write in self.writes) and not self.writes[0].is_mlp
@@ -97,6 +129,7 @@ class Plan:
         positions: the module whose rows are added to it; None where there are none.
         last_norm: the path of the norm before the unembedding.
         unembed: the weight of the map to the logits, its bias, and what both are multiplied with.
+        gives_tensor: which layers give nothing beside the stream.
         has_logits: whether it gives logits.
         d_model: the width of the stream.
         d_vocab: the number of tokens.
@@ -108,6 +141,7 @@ class Plan:
     positions: nn.Embedding | None
     last_norm: str | None
     unembed: tuple[Tensor, Tensor | None, float, float] | None
+    gives_tensor: tuple[bool, ...]
     has_logits: bool
     d_model: int
     d_vocab: int
@@ -142,7 +176,8 @@ def read_plan(model: nn.Module, blocks: Sequence[nn.Module], seen: Trace, d_voca
     last_norm, unembed = _unembed_of(seen, last, d_vocab)
     embed, positions = _embed_of(seen, entering)
     has_logits = seen.logits is not None and seen.logits.shape[-1] == d_vocab
-    sizes = has_logits, entering.shape[-1], d_vocab
+    plain = tuple(layer.gives_tensor for layer in seen.layers)
+    sizes = plain, has_logits, entering.shape[-1], d_vocab
     return Plan(layers, found, embed, positions, last_norm, unembed, *sizes)
 
 
@@ -171,7 +206,7 @@ def _layer_plan(number: int, seen: LayerTrace, found: Found) -> LayerPlan:
                 kind = "mlp"
             again = sum(one.kind == kind for one in writes)
             hook = f"blocks.{number}.hook_{kind}{again + 1 if again else ''}_out"
-            norm = _norm_of(seen, write.stream, term)
+            norm = _norm_of(seen, (write.stream,), term)
             writes.append(Written(kind, hook, norm, kind == "mlp" and mixed_before))
             terms.append(term)
         trees.append(write.tree)
@@ -180,17 +215,53 @@ def _layer_plan(number: int, seen: LayerTrace, found: Found) -> LayerPlan:
     return LayerPlan(tuple(writes), tuple(trees), attends, sites)
 
 
-def _norm_of(seen: LayerTrace, stream: Tensor, term: Tensor) -> str | None:
-    """The norm that a write reads the stream through."""
+def _norm_of(seen: LayerTrace, streams: Sequence[Tensor], what: Tensor) -> str | None:
+    """The norm that something reads one of these streams through."""
     for event in seen.of(ModuleCall):
         if (
-            same(event.input, stream)
-            and event.out.shape == stream.shape
-            and depends(term, event.out)
-            and plain_norm(event.module, stream.shape[-1], event.path) is not None
+            any(same(event.input, stream) for stream in streams)
+            and event.out.shape == event.input.shape
+            and depends(what, event.out)
+            and plain_norm(event.module, event.out.shape[-1], event.path) is not None
         ):
             return event.path
     return None
+
+
+def _norms_behind(seen: LayerTrace, attention: AttentionCall) -> tuple[NormBehind, ...]:
+    """Modules that give queries or keys a length that does not depend on the one they had."""
+    found: dict[str, NormBehind] = {}
+    width, n_pos = attention.query.shape[-1], attention.query.shape[-2]
+    for event in seen.of(ModuleCall):
+        if event.out.shape[-1] != width or event.out.shape != event.input.shape:
+            continue
+        channels = [
+            name
+            for name, end in (("q", attention.query), ("k", attention.key))
+            if depends(end, event.out) and event.out.ndim == 4
+        ]
+        heads_first = event.out.ndim == 4 and event.out.shape[1] != n_pos
+        if len(channels) != 1 or not _is_scale(event, heads_first):
+            continue
+        before = found.pop(event.path, None)
+        several = (*before.channels, *channels) if before is not None else tuple(channels)
+        found[event.path] = NormBehind(event.path, several, heads_first)
+    return tuple(found.values())
+
+
+def _is_scale(event: ModuleCall, heads_first: bool) -> bool:
+    """Whether it gives what it is given times one vector per head and a number per token.
+
+    Of twice the input it has to make the same: of inputs so large that nothing under a root counts.
+    """
+    ratio = (event.out / event.input).detach().double()
+    ratio = ratio.transpose(1, 2) if heads_first else ratio
+    ratio = ratio.flatten(0, 1) / ratio.square().mean(-1, keepdim=True).sqrt().flatten(0, 1)
+    ratio = ratio[ratio.isfinite().all(-1).all(-1)]  # padding may be embedded as 0
+    if len(ratio) < 2 or float((ratio - ratio[:1]).abs().amax()) > 10 * ROUNDING:
+        return False
+    with torch.no_grad():
+        return close(event.again(1_000.0), event.again(2_000.0))
 
 
 def _attends(
@@ -213,8 +284,20 @@ def _attends(
         ),
         None,
     )
+    sizes = heads, key_heads, attention.scale
+    streams = [seen.entering, *(write.stream for write in seen.writes)]
+    ends = attention.query, attention.key, attention.value
+    reach = sum(
+        call.reach for call in seen.of(ConvCall) if any(depends(end, call.out) for end in ends)
+    )
+    read = (
+        _norm_of(seen, streams, attention.query),
+        _norms_behind(seen, attention),
+        reach,
+        attention.has_bias,
+    )
     if out is None:
-        return Attends(heads, key_heads, attention.scale, None, None)
+        return Attends(*sizes, None, None, *read)
     written = next((t for w, t in zip(writes, terms, strict=True) if w.kind == "attn"), None)
     for conv, call in convs.items():
         if written is None or call.input.shape[-2] != out.out.shape[-1]:
@@ -222,8 +305,8 @@ def _attends(
         mixed = call.at_tokens.transpose(-1, -2)
         for past in (False, True):
             if close(mixed + out.out if past else mixed, written):
-                return Attends(heads, key_heads, attention.scale, out.weight, out.bias, conv, past)
-    return Attends(heads, key_heads, attention.scale, out.weight, out.bias)
+                return Attends(*sizes, out.weight, out.bias, *read, conv, past)
+    return Attends(*sizes, out.weight, out.bias, *read)
 
 
 def _distinct(key: Float[Tensor, "batch head pos d_head"]) -> int:

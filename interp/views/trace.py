@@ -23,7 +23,7 @@ from interp.models.shapes import Stream, Tokens
 from interp.views.convolutions import ConvCall, Layers
 from interp.views.interception import ATTENTION, CONV, LINEAR, Interception, module_hooks
 
-N_TOKENS = 16
+N_TOKENS = 19
 """How long the sequence is that a model is read from: longer than any short convolution."""
 
 ROUNDING = 1e-4
@@ -49,16 +49,33 @@ class AttentionCall:
     value: Tensor
     out: Tensor
     scale: float
+    has_bias: bool
 
 
 @dataclass(frozen=True, eq=False)
 class ModuleCall:
-    """One call of a module with a tensor."""
+    """One call of a module with a tensor, or with several; then there is one of these for each.
+
+    Attributes:
+        path: the module's.
+        module: the module.
+        input: the tensor.
+        out: what it made of it.
+        inputs: all tensors that it was given.
+        number: which of them this is.
+    """
 
     path: str
     module: nn.Module
     input: Tensor
     out: Tensor
+    inputs: tuple[Tensor, ...]
+    number: int = 0
+
+    def again(self, factor: float) -> Tensor:
+        """What it makes of tensors so many times as large."""
+        out = self.module.forward(*(x * factor for x in self.inputs))
+        return out if isinstance(out, Tensor) else out[self.number]
 
 
 Tree = None | tuple["Tree", "Tree"]
@@ -95,6 +112,7 @@ class LayerTrace:
         events: the calls of functions and modules in it, in order.
         writes: what was added to the stream.
         leaving: the stream that left.
+        gives_tensor: whether the layer gives nothing beside the stream.
         by_hand: whether something looks like attention that no known function computes.
     """
 
@@ -102,6 +120,7 @@ class LayerTrace:
     events: list[Event] = field(default_factory=list)
     writes: list[Write] = field(default_factory=list)
     leaving: Tensor | None = None
+    gives_tensor: bool = True
     by_hand: bool = False
 
     def of(self, kind: type) -> list[Any]:
@@ -202,6 +221,7 @@ class _Recorder(Interception):
     def leave(self, layer: int, x: Stream) -> Stream:
         """A layer ends."""
         self.traces[layer].leaving = x
+        self.traces[layer].gives_tensor = self.layers.gives_tensor
         return x
 
     def add(self, left: Tensor, right: Tensor) -> Tensor:
@@ -238,14 +258,19 @@ class _Recorder(Interception):
         out = ATTENTION(**arguments)
         query, key, value = (arguments[name] for name in ("query", "key", "value"))
         scale = arguments.get("scale") or query.shape[-1] ** -0.5
-        self.events.append(AttentionCall(query, key, value, out, float(scale)))
+        mask = arguments.get("attn_mask")
+        biased = mask is not None and mask.is_floating_point() and bool(visible_bias(mask).any())
+        self.events.append(AttentionCall(query, key, value, out, float(scale), biased))
         return out
 
     def called(self, path: str, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         """A module has run."""
-        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-        if tensors and isinstance(out, Tensor):
-            self.events.append(ModuleCall(path, module, tensors[0], out))
+        given = tuple(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        made = [out] if isinstance(out, Tensor) else out
+        if isinstance(out, Tensor) or (isinstance(out, tuple) and len(out) == len(given) > 1):
+            for number, (x, y) in enumerate(zip(given, made, strict=False)):
+                if isinstance(y, Tensor):
+                    self.events.append(ModuleCall(path, module, x, y, given, number))
 
 
 def _tree(x: Tensor, sums: Sums) -> Tree:
@@ -264,6 +289,16 @@ def added_up(x: Tensor, tree: Tree, sums: Sums) -> tuple[Tensor, ...]:
         return (x,)
     _, left, right = sums[id(x)]
     return (*added_up(left, tree[0], sums), *added_up(right, tree[1], sums))
+
+
+def hides(mask: Tensor) -> Tensor:
+    """Which keys an additive mask hides: the least number there is, or -inf, is added to them."""
+    return mask <= torch.finfo(mask.dtype).min / 2
+
+
+def visible_bias(mask: Tensor) -> Tensor:
+    """What an additive mask adds to the scores of the keys that it does not hide."""
+    return mask.masked_fill(hides(mask), 0.0)
 
 
 def same(one: Tensor, other: Tensor) -> bool:

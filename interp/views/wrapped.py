@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.models.description import ALL, Place, Reader, Sublayer, Term, Writer
-from interp.models.linear import FrozenNorm, wide
+from interp.models.description import ALL, Attending, Place, Reader, Sublayer, Term, Writer
+from interp.models.linear import Channel, FrozenNorm, LinearChannel, wide
 from interp.models.shapes import Logits, Stream, Tokens
 from interp.views.foreign import ForeignView
+from interp.views.measured import Measured, MeasuredChannel, Normalised
 from interp.views.plan import Attends
 from interp.views.running import Hook
 from interp.views.trace import norm_scale, plain_norm
@@ -99,7 +100,7 @@ class WrappedView(ForeignView):
             f"L{layer}.attn", f"blocks.{layer}.hook_attn_out", layer, "attn", f"blocks.{layer}.attn"
         )
         lags = [conv for conv, (site, _) in plan.sites.items() if site and site in "qkv"]
-        return (self._attention(hidden, None, self.model._lags.readers(lags)),)
+        return (self._attention(hidden, self.model._lags.readers(lags)),)
 
     def stray_lags(self, layer: int) -> tuple[Reader, ...]:
         """Of convolutions in a layer of which it is not known what it writes."""
@@ -130,22 +131,27 @@ class WrappedView(ForeignView):
             conv for conv, (_, place) in plan.sites.items() if place == number
         )
         if write.kind == "attn":
-            return self._attention(writer, norm, lags)
+            return self._attention(writer, lags)
         return Sublayer(writer, readers=tuple(lags), norm=norm)
 
     def _norm(self, path: str, name: str) -> FrozenNorm | None:
         module = self.model.original_model.get_submodule(path)
         return plain_norm(module, self.plan.d_model, name)
 
-    def _attention(
-        self, writer: Writer, norm: FrozenNorm | None, lags: Iterator[Reader]
-    ) -> Sublayer:
+    def _attention(self, writer: Writer, lags: Iterator[Reader]) -> Sublayer:
         layer = writer.layer
+        before = None
+        if (path := self._attends(layer).norm) is not None:
+            before = self._norm(path, f"blocks.{layer}.ln1")
         attends, prefix = self._attends(layer), f"blocks.{layer}.attn.hook_"
         labels = [f"L{layer}H{head}" for head in range(attends.heads)]
         terms = [
             Term(
-                label, "head", Place(f"{prefix}z", (ALL, head)), partial(self._map_of, layer, head)
+                label,
+                "head",
+                Place(f"{prefix}z", (ALL, head)),
+                partial(self._map_of, layer, head),
+                None if attends.taps is None else partial(_taps_of, attends),
             )
             for head, label in enumerate(labels)
         ]
@@ -164,7 +170,49 @@ class WrappedView(ForeignView):
             b_O = self.output_bias(layer)
             return {} if b_O is None else {f"blocks.{layer}.attn.b_O": wide(b_O)}
 
-        return Sublayer(writer, tuple(terms), constants, (*readers, *lags), norm=norm)
+        measured = self._measured(layer)
+
+        def channel(head: int, channel: Channel) -> LinearChannel:
+            maps = measured.maps(head)
+            index = head if channel == "q" else measured.key_head(head)
+            behind = None
+            if any(channel in norm.channels for norm in attends.norms_behind):
+                name = f"blocks.{layer}.attn.{channel}_norm"
+                behind = Normalised(name, f"{prefix}{channel}_factor", index)
+            return MeasuredChannel(
+                name=f"blocks.{layer}.attn",
+                channel=channel,
+                computed=f"{prefix}{channel}",
+                head=index,
+                norm=before,
+                weight=maps[channel][0],
+                by_lag=maps[channel],
+                bias_at=partial(measured.bias, head, channel),
+                norm_behind=behind,
+                turned_back=partial(measured.turned_back, channel),
+            )
+
+        def rotate(x: Tensor, start: int) -> Tensor:
+            return measured.turning(start + x.shape[1])(x, start)
+
+        attending = Attending(
+            channel,
+            scale=attends.scale,
+            scores=f"{prefix}attn_scores",
+            pattern=f"{prefix}pattern",
+            rotate=rotate,
+            bias=f"{prefix}score_bias" if attends.has_bias else None,
+        )
+        reads = (*readers, *lags)
+        return Sublayer(writer, tuple(terms), constants, reads, norm=before, attending=attending)
+
+    def _measured(self, layer: int) -> Measured:
+        weights = self.model.original_model.parameters()
+        version = tuple((id(weight), weight._version) for weight in weights)
+        known = self.model.measured.get(layer)
+        if known is None or known[0] != version:
+            known = self.model.measured[layer] = version, Measured(self.model, layer)
+        return known[1]
 
     def _map_of(self, layer: int, head: int) -> Float[Tensor, "d_head d_model"]:
         return wide(self.output_map(layer)[head])

@@ -6,7 +6,7 @@
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -24,7 +24,17 @@ from interp.models.shapes import Logits, Stream, Tokens
 from interp.views.convolutions import LagPoints, Layers
 from interp.views.interception import ATTENTION, CONV, LINEAR, Interception, module_hooks
 from interp.views.plan import LayerPlan, Plan, read_plan, sites_of
-from interp.views.trace import N_TOKENS, Tree, added_up, norm_scale, plain_norm, same, trace
+from interp.views.trace import (
+    N_TOKENS,
+    Tree,
+    added_up,
+    hides,
+    norm_scale,
+    plain_norm,
+    same,
+    trace,
+    visible_bias,
+)
 
 
 def wrap(
@@ -142,6 +152,7 @@ class WrappedModel(HookedRootModule):
         d_vocab = _vocabulary(model)
         self.n_ctx = _context(model, n_ctx)
         self.plan = self._read(d_vocab)
+        self.measured: dict[int, tuple[Any, Any]] = {}
         self._lags = LagPoints(self.plan.found, sites_of(self.plan))
         self._make_points()
         self.setup()
@@ -156,6 +167,15 @@ class WrappedModel(HookedRootModule):
             seen = trace(self.original_model, blocks, tokens, self._logits_of)
             return read_plan(self.original_model, blocks, seen, d_vocab)
 
+    def ready(self) -> AbstractContextManager[None]:
+        """Inside, the module calls the functions that are taken up."""
+        return self._run_config.used()
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """What the module is called with beside the tokens."""
+        return self._run_config.arguments
+
     @property
     def _device(self) -> torch.device:
         return next(self.original_model.parameters()).device
@@ -168,10 +188,12 @@ class WrappedModel(HookedRootModule):
             names = ["hook_resid_pre", "hook_resid_post"]
             names += ["hook_resid_mid"] if layer.has_middle else []
             names += [write.hook.split(".", 2)[2] for write in layer.writes]
-            names += [f"{'ln2' if w.is_mlp else 'ln1'}.hook_scale" for w in layer.writes if w.norm]
+            names += [f"{name}.hook_scale" for name in layer.norms]
             if layer.attends is not None:
                 names += [f"attn.hook_{x}" for x in ("q", "k", "v", "z", "attn_scores", "pattern")]
                 names += ["attn.hook_score_bias"]
+                norms = layer.attends.norms_behind
+                names += [f"attn.hook_{x}_factor" for norm in norms for x in norm.channels]
             for name in dict.fromkeys(names):
                 points.add(name)
             for conv in self.plan.found.of_layer(number):
@@ -292,10 +314,10 @@ class _Pass:
         """What to call after which norm."""
         hooks: dict[nn.Module, Callable[..., Any]] = {}
         for layer, plan in enumerate(self.model.plan.layers):
-            for write in plan.writes:
-                name = f"blocks.{layer}.{'ln2' if write.is_mlp else 'ln1'}"
-                if write.norm is not None and f"{name}.hook_scale" in self.hooked:
-                    hooks |= self._norm(write.norm, name)
+            for name, path in plan.norms.items():
+                if f"blocks.{layer}.{name}.hook_scale" in self.hooked:
+                    hooks |= self._norm(path, f"blocks.{layer}.{name}")
+            hooks |= self._norms_behind(layer, plan)
         if (path := self.model.plan.last_norm) and "ln_final.hook_scale" in self.hooked:
             hooks |= self._norm(path, "ln_final")
         return hooks
@@ -305,6 +327,27 @@ class _Pass:
         norm = plain_norm(module, self.model.plan.d_model, name)
         assert norm is not None
         return {module: partial(self._normalise, norm)}
+
+    def _norms_behind(self, layer: int, plan: LayerPlan) -> dict[nn.Module, Callable[..., Any]]:
+        """What to call after norms of queries and keys, to show what they multiply with."""
+        hooks: dict[nn.Module, Callable[..., Any]] = {}
+        for norm in () if plan.attends is None else plan.attends.norms_behind:
+            names = [f"blocks.{layer}.attn.hook_{channel}_factor" for channel in norm.channels]
+            if self.hooked.isdisjoint(names):
+                continue
+
+            def show(
+                module: nn.Module, args: Any, kwargs: Any, out: Any, norm=norm, names=names
+            ) -> None:
+                given = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+                made = [out] if isinstance(out, Tensor) else out
+                for name, x, y in zip(names, given, made, strict=True):
+                    factor = (y / x).nan_to_num()
+                    factor = factor.transpose(1, 2) if norm.heads_first else factor
+                    self.model.hook_dict[name](factor)
+
+            hooks[self.model.original_model.get_submodule(norm.path)] = show
+        return hooks
 
     def _enter(self, layer: int, stream: Stream) -> Stream:
         if layer == 0:
@@ -417,11 +460,9 @@ class _Pass:
         if mask is not None and mask.dtype == torch.bool:
             scores = scores.masked_fill(~mask, -torch.inf)
         elif mask is not None:
-            # What hides a key is the least number there is; the rest is a bias of the score.
-            hidden = mask <= torch.finfo(mask.dtype).min / 2
-            bias = mask.masked_fill(hidden, 0.0).to(dtype).expand_as(scores)
+            bias = visible_bias(mask).to(dtype).expand_as(scores)
             bias = self.point("attn.hook_score_bias")(bias)
-            scores = (scores + bias).masked_fill(hidden, -torch.inf)
+            scores = (scores + bias).masked_fill(hides(mask), -torch.inf)
         pattern = self.point("attn.hook_pattern")(
             self.point("attn.hook_attn_scores")(scores).softmax(-1).nan_to_num()
         )

@@ -28,6 +28,9 @@ from interp.views import View, view
 
 TOKENS_AT_ONCE = 4_096
 
+POSITIONS = 1_024
+"""How many positions constants are given for where nobody asks for more."""
+
 
 @dataclass(frozen=True, eq=False)
 class Reads:
@@ -42,11 +45,12 @@ class Reads:
         maps: one map per lag, gains and centring of the norms folded in. Of smeared keys they hold
             for every key that has a key before it.
         constants: what no token writes, by the name of its parameter ("blocks.0.conv.b_conv",
-            "pos_embed.W_pos" for shortformer positions): `[pos d_head]`, over n_ctx positions.
+            "pos_embed.W_pos" for shortformer positions): `[pos d_head]`, over n_ctx positions, or
+            of a longer context over the first 1,024, or those of given tokens.
             Biases are constant once a position has all its lags.
         scales: the mean of every frozen factor, by name: what a norm divides by, a gate.
         scales_from: where the scales come from: "tokens", the embedding, "no norm".
-        n_ctx: the model's longest context.
+        n_ctx: over how many positions they are.
         centered: no map reads the mean over the directions of x: a LayerNorm takes it off first.
     """
 
@@ -133,7 +137,8 @@ def reads(
             f"{maps.viewed.name}: which biases its heads have is not known here, so {head} reads "
             "more than its maps; qk_circuit and ov_circuit answer for the maps"
         )
-    return _Below.of(maps, scales or mean_scales(maps, tokens, frequencies)).read(way)
+    n_pos = 0 if tokens is None else tokens.shape[1]
+    return _Below.of(maps, scales or mean_scales(maps, tokens, frequencies), n_pos).read(way)
 
 
 def read_heads(
@@ -144,7 +149,8 @@ def read_heads(
     """What several heads read, by label; what lies below a layer is computed once."""
     found: dict[str, HeadReads] = {}
     for layer in by_layer(heads).values():
-        below = _Below.of(layer[0], mean_scales(layer[0], tokens, frequencies))
+        n_pos = 0 if tokens is None else tokens.shape[1]
+        below = _Below.of(layer[0], mean_scales(layer[0], tokens, frequencies), n_pos)
         for head in layer:
             found[head.label] = {c: below.read(way) for c, way in head.routes.items()}
     return found
@@ -160,8 +166,9 @@ class _Below:
     n_ctx: int
 
     @classmethod
-    def of(cls, head: HeadMaps, scales: MeanScales) -> "_Below":
-        way, n_ctx = head.route("v"), head.viewed.n_ctx
+    def of(cls, head: HeadMaps, scales: MeanScales, n_pos: int) -> "_Below":
+        way = head.route("v")
+        n_ctx = max(min(head.viewed.n_ctx, POSITIONS), n_pos)
         frozen = scales.scales
         return cls(scales, way.maps_below(frozen), way.constants_below(n_ctx, frozen), n_ctx)
 
