@@ -84,6 +84,11 @@ class Freezing:
     name: str
     hook: str
 
+    @property
+    def unknown(self) -> Factor:
+        """What stands for it where sizes do not matter, and nothing is known of the stream."""
+        return 1.0
+
     def of(self, activation: Tensor) -> Tensor:
         """The factor on sequences, as it stands beside parts `[lag batch pos _]`."""
         return activation
@@ -244,6 +249,53 @@ class LinearLayer(ABC):
 
 
 @dataclass(frozen=True, eq=False)
+class Added(Freezing):
+    """What something adds to the stream, whatever it is of it."""
+
+    scale: float = 1.0
+
+    def of(self, activation: Float[Tensor, "batch pos d_model"]) -> Tensor:
+        """What is added."""
+        return activation * self.scale
+
+    def total(self, activation: Float[Tensor, "batch pos d_model"]) -> Factor:
+        """By direction."""
+        return self.of(activation).double().sum((0, 1))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Source(LinearLayer):
+    """What no linear map of the stream adds to it, an MLP say: a source of its own.
+
+    Attributes:
+        added: what it adds: of some sequences, or a mean over tokens.
+    """
+
+    added: Added
+
+    is_implied: ClassVar[bool] = False
+
+    @property
+    def lags(self) -> int:
+        """It comes from the current token alone, as far as it is linear."""
+        return 1
+
+    @property
+    def factors(self) -> tuple[Freezing, ...]:
+        """What it adds."""
+        return (self.added,)
+
+    def terms(self, x: Tensor, frozen: Frozen, move: Move) -> Iterable[Tensor]:
+        """Nothing of it is a map of the stream."""
+        return (torch.zeros_like(x),)
+
+    def biases(self, n_pos: int, frozen: Frozen, move: Move) -> dict[str, Tensor]:
+        """What it adds, under its own name."""
+        added = torch.as_tensor(frozen[self.added.name])
+        return {self.name: everywhere(added, n_pos) if added.ndim == 1 else added}
+
+
+@dataclass(frozen=True, eq=False)
 class LinearChannel:
     """One head's queries, keys or values as a linear map of the stream, given the norm's scale.
 
@@ -295,6 +347,23 @@ class LinearChannel:
     def centered(self) -> bool:
         """Whether its norm takes the mean off the stream before it is read."""
         return self.norm is not None and self.norm.centered
+
+    def implied(
+        self,
+        mean_square: Callable[[Tensor, Constants], float],
+        below: Tensor,
+        constants: Constants,
+        frozen: Frozen,
+    ) -> Frozen:
+        """The factors behind its maps that the stream's moments imply.
+
+        Args:
+            mean_square: of what maps `[lag d_model d_head]` and constants make of the stream.
+            below: the stream that is read, by lag, as maps of that whose moments are known.
+            constants: what is added to it.
+            frozen: the factors before.
+        """
+        return {}
 
     @property
     def reading(self) -> Float[Tensor, "d_model d_head"]:

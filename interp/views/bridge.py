@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, cached_property, partial
@@ -164,6 +164,10 @@ class BridgeView(ForeignView):
         convs = self._convolutions.of_layer(sublayer.writer.layer)
         lags = self._lags.readers(conv for conv in convs if id(conv.weight) in inside)
         return replace(sublayer, readers=(*sublayer.readers, *lags))
+
+    def taps(self, layer: int) -> Mapping[str, Float[Tensor, "lag channel"]]:
+        """Of every depthwise convolution in it."""
+        return {self._lags.sites[c]: c.taps for c in self._convolutions.of_layer(layer)}
 
     def stray_lags(self, layer: int) -> tuple[Reader, ...]:
         """Those of convolutions in a layer that the bridge describes as a whole."""
@@ -336,9 +340,11 @@ class BridgeView(ForeignView):
 
     @property
     def unread_convolutions(self) -> tuple[str, ...]:
-        """Those of the model in the bridge: none is described yet."""
-        modules = self.model.original_model.named_modules()
-        return tuple(name for name, module in modules if isinstance(module, nn.Conv1d))
+        """Their lags are units, but what heads read through them is not described."""
+        found = self._convolutions
+        return tuple(
+            f"{one.path} in layer {one.layer}" for one in (*found.convolutions, *found.refused)
+        )
 
     def causal(self, layer: int) -> bool:
         """As the layer attends, whatever the bridge's config says; False for encoders."""

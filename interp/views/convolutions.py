@@ -311,6 +311,12 @@ class LagPoints:
     Where a layer has one convolution its hook point is `blocks.{l}.conv.hook_lags`; where it has
     several, each is called by what it follows or by its module: `blocks.{l}.k_conv.hook_lags`.
 
+    Attributes:
+        sites: what each is called beside its layer; nothing where it is alone there.
+        hooks: the name of each one's hook point.
+        behind_gates: those whose terms are shown behind a gate, by whoever runs the model.
+        points: the hook points by name.
+
     Args:
         found: the convolutions.
         sites: what each is called where its layer has several; default: by its module.
@@ -324,6 +330,7 @@ class LagPoints:
             site = "" if alone else (sites or {}).get(conv) or conv.path.split(".")[-1]
             self.sites[conv] = site
             self.hooks[conv] = f"blocks.{conv.layer}.{f'{site}_conv' if site else 'conv'}.hook_lags"
+        self.behind_gates: set[Convolution] = set()
         self.points = {name: HookPoint() for name in self.hooks.values()}
         for name, point in self.points.items():
             point.name = name
@@ -342,16 +349,26 @@ class LagPoints:
         """Whether any lag's term is asked for."""
         return any(point.is_listened_to() for point in self.points.values())
 
-    def answering(self, layers: Layers) -> Callable[..., Tensor]:
-        """What to call in the place of `F.conv1d`: terms go through the hook points."""
-        by_weight = {conv.weight.data_ptr(): name for conv, name in self.hooks.items()}
+    def answering(
+        self, layers: Layers, kept: dict[Convolution, ConvCall] | None = None
+    ) -> Callable[..., Tensor]:
+        """What to call in the place of `F.conv1d`: terms go through the hook points.
+
+        Args:
+            layers: which layer runs.
+            kept: is given the calls of those behind gates.
+        """
+        by_weight = {conv.weight.data_ptr(): conv for conv in self.hooks}
 
         def answer(**arguments: Any) -> Tensor:
             out = CONV(**arguments)
-            name = by_weight.get(arguments["weight"].data_ptr())
-            if name is None or not (point := self.points[name]).is_listened_to():
+            conv = by_weight.get(arguments["weight"].data_ptr())
+            if conv is None or not (point := self.points[self.hooks[conv]]).is_listened_to():
                 return out
             call = ConvCall(layers.running, layers.n_pos, out=out, **arguments)
+            if conv in self.behind_gates and kept is not None:
+                kept[conv] = call
+                return out
             mixed = point(call.terms()).sum(1).transpose(-1, -2)
             return call.with_tokens(mixed if call.bias is None else mixed + call.bias[:, None])
 

@@ -15,7 +15,7 @@ formula says, or the layer is no such map and is refused.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from interp.models.linear import (
     Move,
     Parts,
     everywhere,
+    later,
     wide,
 )
 from interp.models.shapes import Heads
@@ -79,9 +80,20 @@ class Turning:
 
 @dataclass(frozen=True, eq=False)
 class Normalised(Freezing):
-    """f: what a norm of queries or keys multiplies each channel of each head with."""
+    """f: what a norm of queries or keys multiplies each channel of each head with.
+
+    Attributes:
+        head: which of them.
+        gain: what f would be for vectors whose mean square is 1.
+    """
 
     head: int
+    gain: Float[Tensor, " d_head"]
+
+    @property
+    def unknown(self) -> Factor:
+        """The gain: the length is a common factor of all scores."""
+        return self.gain
 
     def of(self, activation: Float[Tensor, "batch pos head d_head"]) -> Tensor:
         """This head's."""
@@ -122,6 +134,22 @@ class MeasuredChannel(LinearChannel):
     def of(self, activation: Float[Tensor, "batch pos _ d_head"]) -> Tensor:
         """This head's, as it is before positions turn it."""
         return self.turned_back(activation)[:, :, self.head]
+
+    def implied(
+        self,
+        mean_square: Callable[[Tensor, Constants], float],
+        below: Tensor,
+        constants: Constants,
+        frozen: Frozen,
+    ) -> Frozen:
+        """What the norm behind multiplies with, for vectors of the mean square that is implied."""
+        if self.norm_behind is None:
+            return {}
+        n_pos = max((x.shape[-2] for x in constants.values()), default=self.lags)
+        plain = replace(self, norm_behind=None)
+        added = plain.constants(constants, n_pos, frozen, later)
+        size = mean_square(plain.maps(below, frozen), added)
+        return {self.norm_behind.name: self.norm_behind.gain / size**0.5}
 
     def maps(self, below: Float[Tensor, "_ d_model d_model"] | None, frozen: Frozen) -> Tensor:
         """The map of each lag, for a position that has all its lags."""
@@ -272,6 +300,25 @@ class Measured:
             self._still = {n_pos: self.run(self._zeros(1, n_pos))}
         return self._still[n_pos]
 
+    def gain(self, channel: Channel, head: int) -> Float[Tensor, " d_head"]:
+        """What their norm makes of each channel of a vector whose mean square is 1."""
+        norm = next(one for one in self.attends.norms_behind if channel in one.channels)
+        module = self.model.original_model.get_submodule(norm.path)
+        generator = torch.Generator().manual_seed(2)
+        given = []
+        for name in norm.channels:
+            heads = self.attends.heads if name == "q" else self.attends.key_heads
+            shape = (1, heads, 1) if norm.heads_first else (1, 1, heads)
+            width = self._nothing(1)[name].shape[-1]
+            x = 1_000 * torch.randn(*shape, width, generator=generator)
+            given.append(x.to(self._zeros(1, 1)))
+        called = norm.channels.index(channel)
+        with torch.no_grad():
+            out = module.forward(*given) if norm.is_joint else module.forward(given[called])
+        made = out if isinstance(out, Tensor) else out[called]
+        gain = made / given[called] * given[called].square().mean(-1, keepdim=True).sqrt()
+        return wide(gain.flatten(0, 2)[self._index(head, channel)])
+
     def turned_back(self, channel: Channel, x: Heads) -> Heads:
         """What stood before positions turned it."""
         return x if channel == "v" else self.turning(x.shape[1])(x, 0, -1)
@@ -378,7 +425,6 @@ class Measured:
             except _Attends:
                 return found
         raise ValueError(self._refusal("it did not attend"))
-
 
     @contextmanager
     def _passing_below(self) -> Iterator[None]:

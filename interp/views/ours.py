@@ -1,12 +1,13 @@
 """The view of an interp model."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.models.block import Block
 from interp.models.description import Sublayer, Writer
 from interp.models.hooks import undisturbed
 from interp.models.linear import FrozenNorm
@@ -46,6 +47,11 @@ class OurView(View):
         for layer in range(self.n_layers):
             writers += [sublayer.writer for sublayer in model.sublayers(layer)]
         return tuple(writers)
+
+    def taps(self, layer: int) -> Mapping[str, Float[Tensor, "lag channel"]]:
+        block = cast(Block, self.model.blocks[layer])
+        mlp = {} if block.mlp is None or block.mlp.taps_out is None else {"mlp": block.mlp.taps_out}
+        return {**block.mixer.taps(), **mlp}
 
     def sublayers(self, layer: int) -> tuple[Sublayer, ...]:
         return self.model.sublayers(layer)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.models.linear import Channel
 from interp.views.convolutions import ConvCall, Convolution, Found, found_in
 from interp.views.trace import (
     ROUNDING,
@@ -47,11 +48,13 @@ class NormBehind:
     Attributes:
         path: the module's.
         channels: "q", "k": what each tensor is that it is given.
+        is_joint: whether it is given all of them at once.
         heads_first: whether they are `[batch head pos d_head]`.
     """
 
     path: str
-    channels: tuple[str, ...]
+    channels: tuple[Channel, ...]
+    is_joint: bool
     heads_first: bool
 
 
@@ -88,6 +91,27 @@ class Attends:
 
 
 @dataclass(frozen=True, eq=False)
+class Gated:
+    """A convolution between gates, `(C ⊙ conv(B ⊙ u)) W_out`, all three from one linear map.
+
+    Attributes:
+        conv: the convolution.
+        weight: of the map that B, C and u come from, `[3 channel d_model]`.
+        bias: what that map adds.
+        order: which third of it is B, u and C.
+        out_weight: W_out, `[d_model channel]`.
+        out_bias: what that map adds.
+    """
+
+    conv: Convolution
+    weight: Tensor
+    bias: Tensor | None
+    order: tuple[int, int, int]
+    out_weight: Tensor
+    out_bias: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
 class LayerPlan:
     """What a layer is made of.
 
@@ -95,12 +119,14 @@ class LayerPlan:
         writes: what it adds to the stream, in order; nothing where that is not found.
         trees: how they are added up first, by what is added to the stream.
         attends: how it attends; None where it does not.
+        gated: its convolution between gates, if that is what its mixer is.
         sites: what each of its convolutions stands on, and which write it is a part of, if any.
     """
 
     writes: tuple[Written, ...]
     trees: tuple[Tree, ...]
     attends: Attends | None
+    gated: Gated | None
     sites: Mapping[Convolution, tuple[str, int | None]]
 
     @property
@@ -124,8 +150,9 @@ class Plan:
     Attributes:
         layers: by layer.
         found: its convolutions.
-        embed: the module that makes a row of each token, and what that is multiplied with; None
-            where what enters layer 0 is no row of a table.
+        rows: whether what enters layer 0 is a row for each token, whatever its position.
+        embed: the module that makes a row of each token, where rows of positions are added to it;
+            None where what enters layer 0 is no sum of two rows.
         positions: the module whose rows are added to it; None where there are none.
         last_norm: the path of the norm before the unembedding.
         unembed: the weight of the map to the logits, its bias, and what both are multiplied with.
@@ -137,7 +164,8 @@ class Plan:
 
     layers: tuple[LayerPlan, ...]
     found: Found
-    embed: tuple[nn.Module, float] | None
+    rows: bool
+    embed: nn.Module | None
     positions: nn.Embedding | None
     last_norm: str | None
     unembed: tuple[Tensor, Tensor | None, float, float] | None
@@ -147,8 +175,18 @@ class Plan:
     d_vocab: int
 
 
-def read_plan(model: nn.Module, blocks: Sequence[nn.Module], seen: Trace, d_vocab: int) -> Plan:
-    """What a module is made of, from what happened in one run."""
+def read_plan(
+    model: nn.Module, blocks: Sequence[nn.Module], seen: Trace, backwards: Tensor, d_vocab: int
+) -> Plan:
+    """What a module is made of, from what happened in one run.
+
+    Args:
+        model: the module.
+        blocks: its layers.
+        seen: what happened.
+        backwards: what enters layer 0 where the same tokens come the other way round.
+        d_vocab: the number of tokens.
+    """
     name = type(model).__name__
     if len(seen.layers) < len(blocks):
         raise ValueError(
@@ -174,11 +212,12 @@ def read_plan(model: nn.Module, blocks: Sequence[nn.Module], seen: Trace, d_voca
     assert last is not None
     entering = seen.layers[0].entering
     last_norm, unembed = _unembed_of(seen, last, d_vocab)
-    embed, positions = _embed_of(seen, entering)
+    rows = close(backwards.flip(1), entering)
+    embed, positions = (None, None) if rows else _embed_of(seen, entering)
     has_logits = seen.logits is not None and seen.logits.shape[-1] == d_vocab
     plain = tuple(layer.gives_tensor for layer in seen.layers)
     sizes = plain, has_logits, entering.shape[-1], d_vocab
-    return Plan(layers, found, embed, positions, last_norm, unembed, *sizes)
+    return Plan(layers, found, rows, embed, positions, last_norm, unembed, *sizes)
 
 
 def _layer_plan(number: int, seen: LayerTrace, found: Found) -> LayerPlan:
@@ -212,14 +251,20 @@ def _layer_plan(number: int, seen: LayerTrace, found: Found) -> LayerPlan:
         trees.append(write.tree)
     attends = None if attention is None else _attends(seen, attention, convs, writes, terms)
     sites = {conv: _site(call, seen, attention, writes, terms) for conv, call in convs.items()}
-    return LayerPlan(tuple(writes), tuple(trees), attends, sites)
+    mixed = next((t for w, t in zip(writes, terms, strict=True) if w.kind == "conv"), None)
+    gated = (
+        None
+        if mixed is None or len(convs) != 1
+        else _gated(seen, *next(iter(convs.items())), mixed)
+    )
+    return LayerPlan(tuple(writes), tuple(trees), attends, gated, sites)
 
 
 def _norm_of(seen: LayerTrace, streams: Sequence[Tensor], what: Tensor) -> str | None:
     """The norm that something reads one of these streams through."""
     for event in seen.of(ModuleCall):
         if (
-            any(same(event.input, stream) for stream in streams)
+            any(same(event.input, one) or close(event.input, one) for one in streams)
             and event.out.shape == event.input.shape
             and depends(what, event.out)
             and plain_norm(event.module, event.out.shape[-1], event.path) is not None
@@ -235,17 +280,17 @@ def _norms_behind(seen: LayerTrace, attention: AttentionCall) -> tuple[NormBehin
     for event in seen.of(ModuleCall):
         if event.out.shape[-1] != width or event.out.shape != event.input.shape:
             continue
-        channels = [
-            name
-            for name, end in (("q", attention.query), ("k", attention.key))
-            if depends(end, event.out) and event.out.ndim == 4
+        ends: dict[Channel, Tensor] = {"q": attention.query, "k": attention.key}
+        channels: list[Channel] = [
+            name for name, end in ends.items() if event.out.ndim == 4 and depends(end, event.out)
         ]
         heads_first = event.out.ndim == 4 and event.out.shape[1] != n_pos
         if len(channels) != 1 or not _is_scale(event, heads_first):
             continue
         before = found.pop(event.path, None)
-        several = (*before.channels, *channels) if before is not None else tuple(channels)
-        found[event.path] = NormBehind(event.path, several, heads_first)
+        several: tuple[Channel, ...] = tuple(channels)
+        several = several if before is None else (*before.channels, *several)
+        found[event.path] = NormBehind(event.path, several, len(event.inputs) > 1, heads_first)
     return tuple(found.values())
 
 
@@ -262,6 +307,26 @@ def _is_scale(event: ModuleCall, heads_first: bool) -> bool:
         return False
     with torch.no_grad():
         return close(event.again(1_000.0), event.again(2_000.0))
+
+
+def _gated(seen: LayerTrace, conv: Convolution, call: ConvCall, term: Tensor) -> Gated | None:
+    """The map to B, C and u and that to the stream, if they are what this mixer consists of."""
+    linear = seen.of(LinearCall)
+    mixed, width = call.at_tokens.transpose(-1, -2), call.input.shape[-2]
+    first = call.first
+    entering = call.input.transpose(-1, -2)[:, -mixed.shape[1] :] if first == 0 else None
+    inner = [one for one in linear if one.out.shape[-1] == 3 * width and depends(term, one.out)]
+    outer = [one for one in linear if close(one.out, term)]
+    if len(inner) != 1 or not outer or entering is None or conv.bias is not None:
+        return None
+    thirds = inner[0].out.chunk(3, -1)
+    for before, content, after in ((0, 2, 1), (0, 1, 2), (1, 2, 0)):
+        if close(thirds[before] * thirds[content], entering) and close(
+            thirds[after] * mixed, outer[-1].input
+        ):
+            order, out = (before, content, after), outer[-1]
+            return Gated(conv, inner[0].weight, inner[0].bias, order, out.weight, out.bias)
+    return None
 
 
 def _attends(
@@ -346,32 +411,26 @@ def sites_of(plan: Plan) -> dict[Convolution, str]:
     return sites
 
 
-def _embed_of(
-    seen: Trace, entering: Tensor
-) -> tuple[tuple[nn.Module, float] | None, nn.Embedding | None]:
-    """The table of tokens and that of positions whose rows enter layer 0, if they do."""
-    rows = [
+def _embed_of(seen: Trace, entering: Tensor) -> tuple[nn.Module | None, nn.Embedding | None]:
+    """The tables of tokens and of positions of which rows, added up, enter layer 0."""
+    calls = [event for event in seen.before if isinstance(event, ModuleCall)]
+    of_tokens = [
         event
-        for event in seen.before
-        if isinstance(event, ModuleCall)
-        and event.input.shape == seen.tokens.shape
+        for event in calls
+        if event.input.shape == seen.tokens.shape
         and not event.input.is_floating_point()
         and event.out.shape == entering.shape
+        and close(event.module.forward(event.input.flip(1)).flip(1), event.out)
     ]
-    for event in reversed(rows):  # the outermost comes last: it may normalise what it looks up
-        if not close(event.module.forward(event.input.flip(1)).flip(1), event.out):
-            continue  # it adds positions, too
-        if (factor := _factor(event.out, entering)) is not None:
-            return (event.module, factor), None
-        for other in seen.before:
+    for event in reversed(of_tokens):  # the outermost comes last: it may normalise what it finds
+        for other in calls:
             if (
-                isinstance(other, ModuleCall)
-                and isinstance(other.module, nn.Embedding)
+                isinstance(other.module, nn.Embedding)
                 and other is not event
                 and other.out.shape[-2:] == entering.shape[-2:]
                 and close((event.out + other.out).expand_as(entering), entering)
             ):
-                return (event.module, 1.0), other.module
+                return event.module, other.module
     return None, None
 
 

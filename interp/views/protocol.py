@@ -1,7 +1,7 @@
 """The questions that an analysis may ask of any model, whoever wrote it."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -91,6 +91,10 @@ class View(Running):
     def written_by(self, layer: int) -> tuple[Writer, ...]:
         """All that one layer writes."""
         return of_layer(self.writers, layer)
+
+    def taps(self, layer: int) -> Mapping[str, Float[Tensor, "lag channel"]]:
+        """The scalars of a layer's depthwise convolutions, by what each stands on: "k", "attn"."""
+        return {}
 
     def stray_lags(self, layer: int) -> tuple[Reader, ...]:
         """Lags of convolutions in a layer of which it is not known what it writes."""

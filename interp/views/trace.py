@@ -173,7 +173,8 @@ class _Recorder(Interception):
 
     def __init__(self, model: nn.Module, blocks: Iterable[nn.Module], n_pos: int):
         handlers = {CONV: self.conv, LINEAR: self.linear, ATTENTION: self.attention}
-        super().__init__({**handlers, "add": self.add})
+        is_double = next(model.parameters()).dtype == torch.float64
+        super().__init__({**handlers, "add": self.add}, exact=is_double)
         self.layers = Layers(blocks, self.enter, self.leave)
         self.n_pos = n_pos
         self.watched = {
@@ -315,9 +316,10 @@ def close(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors agree but for rounding, of whichever is the coarser."""
     if one.shape != other.shape:
         return False
+    step = max(torch.finfo(x.dtype).eps for x in (one, other))
     one, other = one.detach().double(), other.detach().double()
     size = float(torch.maximum(one.abs().max(), other.abs().max()))
-    return float((one - other).abs().max()) <= ROUNDING * size
+    return float((one - other).abs().max()) <= max(ROUNDING, 4 * step) * size
 
 
 def depends(what: Tensor, on: Tensor) -> bool:

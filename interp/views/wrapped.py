@@ -1,6 +1,6 @@
 """The view of a wrapped module: what was read from its run, in the words of a description."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -9,11 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.models.description import ALL, Attending, Place, Reader, Sublayer, Term, Writer
+from interp.models.hooks import undisturbed
+from interp.models.layers.gated_conv import LinearGatedConv
 from interp.models.linear import Channel, FrozenNorm, LinearChannel, wide
 from interp.models.shapes import Logits, Stream, Tokens
 from interp.views.foreign import ForeignView
 from interp.views.measured import Measured, MeasuredChannel, Normalised
-from interp.views.plan import Attends
+from interp.views.plan import Attends, Gated
 from interp.views.running import Hook
 from interp.views.trace import norm_scale, plain_norm
 from interp.views.wrapping import WrappedModel
@@ -102,12 +104,16 @@ class WrappedView(ForeignView):
         lags = [conv for conv, (site, _) in plan.sites.items() if site and site in "qkv"]
         return (self._attention(hidden, self.model._lags.readers(lags)),)
 
+    def taps(self, layer: int) -> Mapping[str, Float[Tensor, "lag channel"]]:
+        """Of every depthwise convolution in it; what goes past one is no part of it."""
+        lags = self.model._lags
+        return {lags.sites[conv]: conv.taps for conv in self.plan.found.of_layer(layer)}
+
     def stray_lags(self, layer: int) -> tuple[Reader, ...]:
         """Of convolutions in a layer of which it is not known what it writes."""
         plan = self.plan.layers[layer]
-        inside = {
-            one for sub in self.sublayers(layer) for one in (r.place.hook for r in sub.readers)
-        }
+        parts = [(*sub.terms, *sub.readers) for sub in self.sublayers(layer)]
+        inside = {one.place.hook for some in parts for one in some}
         readers = self.model._lags.readers(plan.sites)
         return tuple(one for one in readers if one.place.hook not in inside)
 
@@ -132,7 +138,50 @@ class WrappedView(ForeignView):
         )
         if write.kind == "attn":
             return self._attention(writer, lags)
+        if plan.gated is not None and write.kind == "conv":
+            return self._gated(writer, norm, plan.gated)
         return Sublayer(writer, readers=tuple(lags), norm=norm)
+
+    def _gated(self, writer: Writer, norm: FrozenNorm | None, gated: Gated) -> Sublayer:
+        """A convolution between gates: linear with the gates held."""
+        layer, name = writer.layer, f"blocks.{writer.layer}.conv"
+
+        def to_stream() -> Float[Tensor, "channel d_model"]:
+            return wide(gated.out_weight).T
+
+        def constants() -> dict[str, Float[Tensor, " d_model"]]:
+            return {} if gated.out_bias is None else {f"{name}.b_conv": wide(gated.out_bias)}
+
+        def linear() -> LinearGatedConv:
+            content = gated.order[1]
+            W_X = wide(gated.weight).chunk(3)[content].T
+            b_X = None if gated.bias is None else wide(gated.bias).chunk(3)[content]
+            b_out = None if gated.out_bias is None else wide(gated.out_bias)
+            taps = wide(gated.conv.taps)
+            return LinearGatedConv(
+                layer=layer,
+                name=name,
+                norm=norm,
+                residual=True,
+                post_norm=False,
+                W_X=W_X,
+                taps=taps,
+                W_out=to_stream(),
+                b_X=b_X,
+                bias=b_out,
+            )
+
+        terms = tuple(
+            Term(
+                f"L{layer}.lag{lag}",
+                "lag",
+                Place(f"{name}.hook_lags", (lag, ALL), 1),
+                to_stream,
+                lag=lag,
+            )
+            for lag in range(gated.conv.lags)
+        )
+        return Sublayer(writer, terms, constants, norm=norm, linear=linear)
 
     def _norm(self, path: str, name: str) -> FrozenNorm | None:
         module = self.model.original_model.get_submodule(path)
@@ -177,8 +226,9 @@ class WrappedView(ForeignView):
             index = head if channel == "q" else measured.key_head(head)
             behind = None
             if any(channel in norm.channels for norm in attends.norms_behind):
-                name = f"blocks.{layer}.attn.{channel}_norm"
-                behind = Normalised(name, f"{prefix}{channel}_factor", index)
+                name = f"blocks.{layer}.attn.{channel}_norm.{index}"
+                gain = measured.gain(channel, head)
+                behind = Normalised(name, f"{prefix}{channel}_factor", index, gain)
             return MeasuredChannel(
                 name=f"blocks.{layer}.attn",
                 channel=channel,
@@ -263,15 +313,21 @@ class WrappedView(ForeignView):
     @property
     def embedding(self) -> Float[Tensor, "vocab d_model"]:
         """A row for each token, as it enters the stream."""
+        device = next(self.model.original_model.parameters()).device
+        every = torch.arange(self.d_vocab, device=device)
+        if self.plan.rows:
+            at_once = min(self.n_ctx, 1_024)
+            with undisturbed(self.model):
+                return torch.cat(
+                    [self.model.entering(some[None])[0] for some in every.split(at_once)]
+                )
         if self.plan.embed is None:
             raise ValueError(
                 f"{self.name}: what enters layer 0 is no row of a table for each token, so W_E is "
                 "not in the stream; ask for the residual basis"
             )
-        module, factor = self.plan.embed
-        device = next(module.parameters()).device
         with torch.no_grad():
-            return module(torch.arange(self.d_vocab, device=device)[None])[0] * factor
+            return self.plan.embed(every[None])[0]
 
     @property
     def position_table(self) -> Float[Tensor, "pos d_model"] | None:
@@ -281,9 +337,11 @@ class WrappedView(ForeignView):
     @property
     def starts_from_tables(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether rows of both tables, added, are what enters layer 0."""
-        return self.plan.embed is not None
+        return self.plan.rows or self.plan.embed is not None
 
     @property
     def unread_convolutions(self) -> tuple[str, ...]:
-        """None of them is part of a linear map that is described."""
-        return tuple(f"L{conv.layer}: {conv.path}" for conv in self.plan.found.convolutions)
+        """Those that do not split into lags, and stand where no head's maps are measured."""
+        layers = self.plan.layers
+        refused = [one for one in self.plan.found.refused if layers[one.layer].attends is None]
+        return tuple(f"{one.path} in layer {one.layer}" for one in refused)

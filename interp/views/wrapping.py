@@ -19,11 +19,12 @@ from transformer_lens import HookedRootModule
 from interp.models.checks import require
 from interp.models.hooks import HookPoint, nearest, undisturbed
 from interp.models.lens_config import LensConfig
-from interp.models.linear import FrozenNorm
+from interp.models.linear import FrozenNorm, later
 from interp.models.shapes import Logits, Stream, Tokens
-from interp.views.convolutions import LagPoints, Layers
+from interp.views.convolutions import ConvCall, Convolution, LagPoints, Layers
 from interp.views.interception import ATTENTION, CONV, LINEAR, Interception, module_hooks
-from interp.views.plan import LayerPlan, Plan, read_plan, sites_of
+from interp.views.plan import LayerPlan, NormBehind, Plan, read_plan, sites_of
+from interp.views.running import EverythingCaptured
 from interp.views.trace import (
     N_TOKENS,
     Tree,
@@ -165,7 +166,24 @@ class WrappedModel(HookedRootModule):
         blocks = self._layer_modules
         with undisturbed(self.original_model), torch.enable_grad(), self._run_config.used():
             seen = trace(self.original_model, blocks, tokens, self._logits_of)
-            return read_plan(self.original_model, blocks, seen, d_vocab)
+            backwards = self.entering(tokens.flip(1))
+            return read_plan(self.original_model, blocks, seen, backwards, d_vocab)
+
+    def entering(self, tokens: Tokens) -> Stream:
+        """What enters layer 0; nothing above is computed."""
+        found: list[Stream] = []
+
+        def keep(layer: int, stream: Stream) -> Stream:
+            found.append(stream.detach())
+            raise EverythingCaptured
+
+        with (
+            suppress(EverythingCaptured),
+            self.ready(),
+            Layers(self._layer_modules, keep).followed(),
+        ):
+            self._logits_of(tokens)
+        return found[0]
 
     def ready(self) -> AbstractContextManager[None]:
         """Inside, the module calls the functions that are taken up."""
@@ -199,6 +217,9 @@ class WrappedModel(HookedRootModule):
             for conv in self.plan.found.of_layer(number):
                 name = self._lags.hooks[conv].split(".", 2)[2]
                 self._lags.points[self._lags.hooks[conv]] = points.add(name)
+            if layer.gated is not None:
+                points.add("conv.hook_gates")
+                self._lags.behind_gates.add(layer.gated.conv)
         self.ln_final, self.unembed = _Points(), _Points()
         if self.plan.last_norm is not None:
             self.ln_final.add("hook_scale")
@@ -291,6 +312,8 @@ class _Pass:
         self.layers = Layers(model._layer_modules, self._enter, self._leave)
         self.stream: Tensor | None = None
         self.n_writes = 0
+        self.calls: dict[Convolution, ConvCall] = {}
+        self.thirds: tuple[Tensor, ...] = ()
         self.sums: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def point(self, name: str) -> HookPoint:
@@ -301,13 +324,14 @@ class _Pass:
         """What to call in the place of which function: only what is listened to."""
         handlers: dict[Any, Callable[..., Any]] = {}
         if any(".hook_lags" in name for name in self.hooked):
-            handlers[CONV] = self.model._lags.answering(self.layers)
+            handlers[CONV] = self.model._lags.answering(self.layers, self.calls)
         if any(".attn.hook_" in name for name in self.hooked):
             handlers[ATTENTION] = self._attend
         if any(name.endswith(("_out", "hook_resid_mid")) for name in self.hooked):
             handlers["add"] = self._add
-        if "unembed.hook_in" in self.hooked:
-            handlers[LINEAR] = self._unembed
+        gated = any(".conv.hook_" in name for name in self.hooked)
+        if "unembed.hook_in" in self.hooked or gated:
+            handlers[LINEAR] = self._linear
         return handlers
 
     def norms(self) -> dict[nn.Module, Callable[..., Any]]:
@@ -333,21 +357,27 @@ class _Pass:
         hooks: dict[nn.Module, Callable[..., Any]] = {}
         for norm in () if plan.attends is None else plan.attends.norms_behind:
             names = [f"blocks.{layer}.attn.hook_{channel}_factor" for channel in norm.channels]
-            if self.hooked.isdisjoint(names):
+            if not any(name in self.hooked for name in names):
                 continue
 
-            def show(
-                module: nn.Module, args: Any, kwargs: Any, out: Any, norm=norm, names=names
-            ) -> None:
-                given = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
-                made = [out] if isinstance(out, Tensor) else out
-                for name, x, y in zip(names, given, made, strict=True):
-                    factor = (y / x).nan_to_num()
-                    factor = factor.transpose(1, 2) if norm.heads_first else factor
-                    self.model.hook_dict[name](factor)
-
-            hooks[self.model.original_model.get_submodule(norm.path)] = show
+            module = self.model.original_model.get_submodule(norm.path)
+            hooks[module] = partial(self._show_factors, norm, names)
         return hooks
+
+    def _show_factors(
+        self,
+        norm: NormBehind,
+        names: Sequence[str],
+        module: nn.Module,
+        args: Any,
+        kwargs: Any,
+        out: Any,
+    ) -> None:
+        given = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        made = [out] if isinstance(out, Tensor) else out
+        for name, x, y in zip(names, given, made, strict=True):
+            factor = (y / x).nan_to_num()
+            self.model.hook_dict[name](factor.transpose(1, 2) if norm.heads_first else factor)
 
     def _enter(self, layer: int, stream: Stream) -> Stream:
         if layer == 0:
@@ -400,12 +430,24 @@ class _Pass:
         normalised = norm(x.to(scale.dtype), changed)
         return (normalised if norm.offset is None else normalised + norm.offset).to(out)
 
-    def _unembed(self, **arguments: Any) -> Tensor:
-        unembed = self.model.plan.unembed
-        assert unembed is not None
-        if self.layers.running is None and arguments["weight"] is unembed[0]:
-            arguments["input"] = self.model.hook_dict["unembed.hook_in"](arguments["input"])
-        return LINEAR(**arguments)
+    def _linear(self, **arguments: Any) -> Tensor:
+        plan, weight = self.model.plan, arguments["weight"]
+        if self.layers.running is None:
+            if plan.unembed is not None and weight is plan.unembed[0]:
+                arguments["input"] = self.model.hook_dict["unembed.hook_in"](arguments["input"])
+            return LINEAR(**arguments)
+        gated = plan.layers[self.layers.running].gated
+        if gated is not None and weight is gated.out_weight and gated.conv in self.calls:
+            terms = self.calls.pop(gated.conv).terms() * self.thirds[gated.order[2]][:, None]
+            arguments["input"] = self.point("conv.hook_lags")(terms).sum(1)
+        out = LINEAR(**arguments)
+        if gated is not None and weight is gated.weight:
+            self.thirds = out.chunk(3, -1)
+            if (gates := self.point("conv.hook_gates")).is_listened_to():
+                before, after = (self.thirds[gated.order[n]] for n in (0, 2))
+                lags = range(gated.conv.lags)
+                gates(torch.stack([after * later(before, lag) for lag in lags], dim=1))
+        return out
 
     def _attend(
         self,
@@ -489,37 +531,42 @@ class _RunConfig:
     Attributes:
         model: the module.
         arguments: what to call it with beside the tokens.
-        switches: whether its attention has to be switched to `sdpa` for the run.
+        switches: what a Hugging Face model is switched to for the run, by what is switched.
     """
 
-    model: nn.Module
+    model: Any
     arguments: Mapping[str, Any]
-    switches: bool
+    switches: Mapping[str, str]
 
     @classmethod
     def of(cls, model: nn.Module) -> "_RunConfig":
         """A Hugging Face model keeps no states, and attends by `sdpa`; others run as they are."""
         takes = inspect.signature(model.forward).parameters
+        switches = {"attn": "sdpa"}
+        if next(model.parameters()).dtype == torch.float64:
+            switches["experts"] = "eager"  # the others know no float64
         config = getattr(model, "config", None)
-        switches = hasattr(model, "set_attn_implementation") and getattr(
-            config, "_attn_implementation", "sdpa"
-        ) not in ("sdpa", None)
+        switches = {
+            name: wanted
+            for name, wanted in switches.items()
+            if hasattr(model, f"set_{name}_implementation")
+            and getattr(config, f"_{name}_implementation", wanted) not in (wanted, None)
+        }
         return cls(model, {"use_cache": False} if "use_cache" in takes else {}, switches)
 
     @contextmanager
     def used(self) -> Iterator[None]:
         """Inside, it is so; outside, as it was."""
-        if not self.switches:
-            yield
-            return
-        model: Any = self.model
-        before = model.config._attn_implementation
+        config = getattr(self.model, "config", None)
+        before = {name: getattr(config, f"_{name}_implementation") for name in self.switches}
         try:
-            with suppress(ValueError):  # it has none, or attends by hand, which will show
-                model.set_attn_implementation("sdpa")
+            for name, wanted in self.switches.items():
+                with suppress(ValueError):  # it has none, or attends by hand, which will show
+                    getattr(self.model, f"set_{name}_implementation")(wanted)
             yield
         finally:
-            model.set_attn_implementation(before)
+            for name, earlier in before.items():
+                getattr(self.model, f"set_{name}_implementation")(earlier)
 
 
 def _check_module(model: Any) -> None:

@@ -17,6 +17,7 @@ from interp.analysis.circuits.head_maps import (
     convolutions,
     lag_maps,
     layer_heads,
+    padded,
     unmapped,
 )
 from interp.analysis.circuits.rotations import Baseline, Spectra, baseline, spectra
@@ -223,7 +224,8 @@ def _by_lag(
     heads: Sequence[HeadMaps], channel: Channel
 ) -> Float[Tensor, "lag head d_model d_head"]:
     ends = [head.attending.channel(head.index, channel) for head in heads]
-    return torch.stack([end.maps(None, {f.name: 1.0 for f in end.factors}) for end in ends], dim=1)
+    maps = [end.maps(None, {f.name: f.unknown for f in end.factors}) for end in ends]
+    return torch.stack(padded(maps), dim=1)
 
 
 def _reading(

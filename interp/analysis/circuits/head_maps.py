@@ -12,19 +12,21 @@ scale s depends on the token. Where a LayerNorm takes the mean off, what is writ
 All of it comes from what a layer says of itself (`interp.models.description`), whoever wrote it.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from interp.models.checks import require_choice
-from interp.models.description import Attending, Sublayer, Term
+from interp.models.description import Attending, Sublayer, Term, Writer
 from interp.models.linear import (
     CHANNELS,
+    Added,
     Channel,
     Constants,
     Factor,
@@ -32,6 +34,7 @@ from interp.models.linear import (
     Frozen,
     LinearChannel,
     LinearLayer,
+    Source,
     moving,
     stay,
     wide,
@@ -64,6 +67,11 @@ class Route:
         """What has to be frozen for the maps to be linear, from the lowest."""
         below = [factor for conv in self.convs for factor in conv.factors]
         return (*below, *self.end.factors)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What is added on the way by what is no linear map of the stream."""
+        return tuple(conv.name for conv in self.convs if isinstance(conv, Source))
 
     @property
     def hooks(self) -> list[str]:
@@ -168,6 +176,11 @@ class HeadMaps:
     def hooks(self) -> list[str]:
         """What all three are made of."""
         return list(dict.fromkeys(name for way in self.routes.values() for name in way.hooks))
+
+    @property
+    def bias_hooks(self) -> tuple[str, ...]:
+        """Where it stands what else is added to its scores, if anything is."""
+        return () if self.attending.bias is None else (self.attending.bias,)
 
     @property
     def reads_back(self) -> bool:
@@ -275,8 +288,16 @@ class HeadMaps:
         return wide(table)
 
 
-def head_maps(viewed: View, labels: Iterable[str] | None = None) -> dict[str, HeadMaps]:
+def head_maps(
+    viewed: View, labels: Iterable[str] | None = None, past_mlps: bool = False
+) -> dict[str, HeadMaps]:
     """The maps of some heads, or of all; what lies below a layer is read once.
+
+    Args:
+        viewed: the model.
+        labels: the heads.
+        past_mlps: whether an MLP behind a convolution is a source beside it (`Source`), and does
+            not end the run; tokens then have to say what it adds.
 
     Raises:
         ValueError: no such head.
@@ -286,7 +307,7 @@ def head_maps(viewed: View, labels: Iterable[str] | None = None) -> dict[str, He
     for label in viewed.head_labels if labels is None else labels:
         layer, index = viewed.head(label)
         if layer not in layers:
-            layers[layer] = _attention(viewed, layer), run_below(viewed, layer)
+            layers[layer] = _attention(viewed, layer), run_below(viewed, layer, past_mlps)
         found[label] = HeadMaps(viewed, label, layer, index, *layers[layer])
     return found
 
@@ -295,6 +316,12 @@ def layer_heads(viewed: View, layer: int) -> list[HeadMaps]:
     """The maps of one layer's heads."""
     labels = [f"L{layer}H{index}" for index in range(viewed.heads[layer])]
     return list(head_maps(viewed, labels).values())
+
+
+def padded(maps: Sequence[Float[Tensor, "_ d_in d_out"]]) -> list[Float[Tensor, "lag d_in d_out"]]:
+    """Maps of as many lags: those of a head that has fewer are zero."""
+    most = max(map(len, maps))
+    return [F.pad(one, (0, 0, 0, 0, 0, most - len(one))) for one in maps]
 
 
 def by_layer(heads: Iterable[HeadMaps]) -> dict[int, list[HeadMaps]]:
@@ -314,15 +341,31 @@ def route(model: Any, head: str, channel: Channel) -> Route:
     return head_maps(view(model), [head])[head].route(channel)
 
 
-def run_below(viewed: View, layer: int) -> tuple[LinearLayer, ...]:
-    """The convolutions directly below a layer, lowest first; whatever is not linear ends them."""
+def run_below(viewed: View, layer: int, past_mlps: bool = False) -> tuple[LinearLayer, ...]:
+    """The convolutions directly below a layer, lowest first; whatever is not linear ends them.
+
+    With `past_mlps` an MLP behind a convolution ends nothing, and is a source of its own.
+    """
     run: list[LinearLayer] = []
     for below in reversed(range(layer)):
-        sublayers = viewed.sublayers(below)
-        if len(sublayers) != 1 or sublayers[0].linear is None:
+        mixer, *others = viewed.sublayers(below) or (None,)
+        plain = past_mlps and not any(one.post_norm for one in others)
+        if mixer is None or mixer.linear is None or (others and not plain):
             break
-        run.insert(0, sublayers[0].linear())
+        run[:0] = [mixer.linear(), *(_source(one.writer) for one in others)]
     return tuple(run)
+
+
+def _source(writer: Writer) -> Source:
+    added = Added(writer.label, writer.hook, writer.scale)
+    return Source(
+        layer=writer.layer,
+        name=writer.label,
+        norm=None,
+        residual=True,
+        post_norm=False,
+        added=added,
+    )
 
 
 def convolutions(viewed: View) -> dict[int, LinearLayer]:
@@ -360,8 +403,9 @@ def refuse_unread(viewed: View) -> None:
     """Refuse a model with convolutions that its view does not describe."""
     if unread := viewed.unread_convolutions:
         raise TypeError(
-            f"{viewed.name} has convolutions that this analysis cannot read yet ({unread[0]} is "
-            f"the first of {len(unread)}); give an interp model, such as interp.load('conv-attn')"
+            f"{viewed.name} has convolutions through which this analysis cannot read ({unread[0]} "
+            f"is the first of {len(unread)}); of a Hugging Face model in a bridge, wrap the model "
+            "itself: interp.wrap(hf_model)"
         )
 
 

@@ -4,8 +4,9 @@ On sequences the frozen factors are theirs, and the account is exact (`Route.par
 weights alone, means stand for them: over given tokens, or those that the embedding implies.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -150,7 +151,7 @@ def read_heads(
     found: dict[str, HeadReads] = {}
     for layer in by_layer(heads).values():
         n_pos = 0 if tokens is None else tokens.shape[1]
-        below = _Below.of(layer[0], mean_scales(layer[0], tokens, frequencies), n_pos)
+        below = _Below.of(layer[0], mean_scales(layer, tokens, frequencies), n_pos)
         for head in layer:
             found[head.label] = {c: below.read(way) for c, way in head.routes.items()}
     return found
@@ -197,19 +198,27 @@ def activations(viewed: View, tokens: Tokens, names: Iterable[str]) -> dict[str,
 
 
 def mean_scales(
-    head: HeadMaps,
+    heads: HeadMaps | Sequence[HeadMaps],
     tokens: Tokens | None = None,
     frequencies: Float[Tensor, " vocab"] | None = None,
 ) -> MeanScales:
     """Mean factors over tokens; without, what the embedding under unigram frequencies implies.
 
+    Args:
+        heads: one, or several of one layer.
+        tokens: `[batch pos]`.
+        frequencies: of tokens, where there are none.
+
     Raises:
         ValueError: nothing is known of the stream without tokens; or tokens where nobody needs
             them.
     """
-    viewed, ways = head.viewed, tuple(head.routes.values())
+    heads = [heads] if isinstance(heads, HeadMaps) else heads
+    head, viewed = heads[0], heads[0].viewed
+    ways = tuple(way for one in heads for way in one.routes.values())
     factors = {factor.name: factor for way in ways for factor in way.factors}
-    if tokens is not None and not viewed.starts_from_tables:
+    reads_back = any(way.lags > 1 for way in ways)
+    if tokens is not None and not viewed.starts_from_tables and not reads_back:
         raise ValueError(
             f"tokens are for the scales of norms below convolutions, and {viewed.name} has none of "
             "those that can be read; leave them out"
@@ -236,7 +245,8 @@ def mean_scales(
             "it cannot be told from the weights. Give tokens"
         )
     # Without a convolution there is one norm, and its scale a factor of everything.
-    return MeanScales(dict.fromkeys(factors, 1.0), "1: a common factor, left out")
+    unknown = {name: factor.unknown for name, factor in factors.items()}
+    return MeanScales(unknown, "1: a common factor, left out")
 
 
 def _means(viewed: View, factors: Iterable[Freezing], tokens: Tokens) -> Frozen:
@@ -247,7 +257,9 @@ def _means(viewed: View, factors: Iterable[Freezing], tokens: Tokens) -> Frozen:
             activation, name = captured[factor.hook], factor.name
             totals[name] = totals.get(name, 0.0) + factor.total(activation)
             counts[name] = counts.get(name, 0.0) + factor.count(activation)
-    return {name: total / counts[name] for name, total in totals.items()}
+    means = {name: total / counts[name] for name, total in totals.items()}
+    dtype = torch.promote_types(next(viewed.model.parameters()).dtype, torch.float32)
+    return {name: x.to(dtype) if isinstance(x, Tensor) else x for name, x in means.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -332,15 +344,25 @@ def _implied(ways: Collection[Route], moments: Moments) -> Frozen:
         constants = conv.constants(constants, n_pos, scales, later)
     for norm in {end.norm.name: end.norm for end in ends if end.norm is not None}.values():
         scales[norm.name] = _root_mean_square(norm, moments, maps, constants)
+    for end in ends:
+        scales |= end.implied(partial(_mean_square, moments), maps, constants, scales)
     return scales
 
 
 def _root_mean_square(
     norm: FrozenNorm, moments: Moments, maps: Float[Tensor, "lag d_model d_model"], more: Constants
 ) -> float:
-    maps = norm.center(maps.double())
+    centered = {name: norm.center(x.double()) for name, x in more.items()}
+    return (_mean_square(moments, norm.center(maps.double()), centered) + norm.eps) ** 0.5
+
+
+def _mean_square(
+    moments: Moments, maps: Float[Tensor, "lag d_model _"], constants: Constants
+) -> float:
+    """Of what maps and constants make of a stream, lags being independent."""
+    maps = maps.double()
     mean = moments.mean @ maps.sum(0)
-    for constant in more.values():
-        mean = mean + norm.center(constant[0, -1].double())
+    for constant in constants.values():
+        mean = mean + constant[0, -1].double()
     variance = sum(((moments.covariance @ one) * one).sum(0) for one in maps)
-    return float(((mean.square() + variance).mean() + norm.eps).sqrt())
+    return float((mean.square() + variance).mean())

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from interp.analysis.circuits.head_maps import HeadMaps, lag_names, layer_heads, unmapped
+from interp.analysis.circuits.head_maps import HeadMaps, lag_names, layer_heads, padded, unmapped
 from interp.analysis.circuits.reads import mean_scales
 from interp.models.checks import require_choice
 from interp.models.linear import wide
@@ -125,9 +125,10 @@ def _draw(viewed: View, n: int, n_samples: int, seed: int) -> Int[Tensor, "batch
 
 def _maps(heads: Sequence[HeadMaps], tokens: Tokens | None) -> tuple[Values, Outputs]:
     """What the heads of a layer read of the embedding, and what the last norm leaves of W_O."""
-    frozen, last = mean_scales(heads[0], tokens).scales, heads[0].viewed.last_norm
+    frozen, last = mean_scales(heads, tokens).scales, heads[0].viewed.last_norm
     below = heads[0].route("v").maps_below(frozen)
-    values = torch.stack([head.route("v").end.maps(below, frozen) for head in heads])
+    maps = [head.route("v").end.maps(below, frozen) for head in heads]
+    values = torch.stack(padded(maps))
     outputs = torch.stack([head.output for head in heads])
     return values, outputs if last is None else last.behind(outputs)
 

@@ -111,7 +111,7 @@ class Site:
             for term in (*sublayer.terms, *sublayer.lags)
             if term.place.hook == hook and _may_overlap(term.place.index, index)
         )
-        in_stream = hook == writer.hook or bool(terms)
+        in_stream = (hook == writer.hook or bool(terms)) and writer.hook in viewed.hooks
         return cls(Place(hook, index), *order, writer.hook if in_stream else None, writer, terms)
 
     @property
@@ -484,6 +484,7 @@ def _parts(viewed: View, layer: int) -> Iterator[Component]:
             number = of_kind[one.kind] = of_kind.get(one.kind, -1) + 1
             writer = sublayer.writer
             stream, terms = (None, ()) if isinstance(one, Reader) else (writer.hook, (one,))
+            stream = stream if stream in viewed.hooks else None  # where it is not found
             site = Site(one.place, writer.reads, writer.writes, stream, writer, terms)
             yield Component(one.label, one.kind, layer, number, (site,), not terms)
             labels.add(one.label)

@@ -5,12 +5,13 @@
 sequence, with the norms frozen at its own scales, the split is exact.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
@@ -32,7 +33,10 @@ from interp.results.result import Result
 from interp.results.sampling import Groups, Sampling
 from interp.views import View, view
 
-LONGEST = 256
+LONGEST = 1_024
+
+BIAS = "bias of the score"
+"""What an attention layer adds to its scores, by the distance say: a cell of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +84,7 @@ def lag_circuits(
     Args:
         model: an interp model.
         head: "L1H3".
-        tokens: one sequence `[1 pos]` of at most 256 tokens, to split its scores and outputs; the
+        tokens: one sequence `[1 pos]` of at most 1,024 tokens, to split its scores and outputs; the
             mean scales of the weights' circuits then come from it.
         distance: with rotary positions the circuits depend on t - s: give them at this distance.
             On tokens every score has its own.
@@ -99,7 +103,7 @@ def lag_circuits(
     (torch.Size([32, 32]), ('lag 0', 'lag 1'))
     """
     viewed = view(model)
-    maps = head_maps(viewed, [head])[head]
+    maps = head_maps(viewed, [head], past_mlps=tokens is not None)[head]
     check_reads_back(maps)
     check_distance(viewed, [maps], distance)
     if tokens is not None:
@@ -134,7 +138,9 @@ def lag_pair_shares(model: Any, tokens: Tokens, *, groups: Groups | None = None)
 
     Returns:
         A Result over "head", "query_lag" and "key_lag", with the constants (biases, shortformer
-        positions) as one more lag, for every head that reads an earlier token through its weights.
+        positions, a relative-position bias) as one more lag, for every head that reads an earlier
+        token through its weights. An MLP between a convolution and the head is no map of the stream
+        and a source of its own, "L0.mlp", beside the lags.
 
     Raises:
         TypeError: another library's model, whose convolutions cannot be read yet.
@@ -156,7 +162,8 @@ def lag_pair_shares(model: Any, tokens: Tokens, *, groups: Groups | None = None)
     viewed.check_finite()
     some_at_once = tokens.split(TOKENS_AT_ONCE // tokens.shape[1] or 1)
     samples = torch.cat([_shares(viewed, heads, some) for some in some_at_once])
-    query_lags, key_lags = ((*lag_names(_most(heads, c)), "constants") for c in ("q", "k"))
+    others = *_sources(heads), "constants"
+    query_lags, key_lags = ((*lag_names(_most(heads, c)), *others) for c in ("q", "k"))
     return Result.from_samples(
         "lag_pair_shares",
         samples.numpy(),
@@ -168,15 +175,15 @@ def lag_pair_shares(model: Any, tokens: Tokens, *, groups: Groups | None = None)
     )
 
 
-def heads_that_read_back(viewed: View) -> dict[str, HeadMaps]:
-    """Every head that reads an earlier token through its weights.
+def heads_that_read_back(viewed: View, past_mlps: bool = True) -> dict[str, HeadMaps]:
+    """Every head that reads an earlier token through its weights, MLPs on the way aside.
 
     Raises:
         TypeError: there are convolutions that cannot be read yet.
         ValueError: there is no such head.
     """
     refuse_unread(viewed)
-    heads = head_maps(viewed)
+    heads = head_maps(viewed, past_mlps=past_mlps)
     back = {label: head for label, head in heads.items() if head.reads_back}
     if not back:
         raise ValueError(
@@ -242,12 +249,18 @@ class Split:
         """The query, key or value itself."""
         return self.terms.sum(2)
 
-    def gathered(self, lags: int) -> "Split":
-        """All constants in one term, after as many lags; those that there are not are zero."""
-        constants = self.terms[:, :, self.lags :].sum(2, keepdim=True)
-        missing = torch.zeros_like(constants).expand(-1, -1, lags - self.lags, -1)
-        terms = torch.cat([self.terms[:, :, : self.lags], missing, constants], dim=2)
-        return Split((*lag_names(lags), "constants"), lags, terms)
+    def gathered(self, lags: int, sources: Sequence[str]) -> "Split":
+        """As many lags, then what each source adds, then all constants in one term.
+
+        Those that there are not are zero.
+        """
+        named = dict(zip(self.names, self.terms.unbind(2), strict=True))
+        nothing = torch.zeros_like(self.terms[:, :, 0])
+        wanted = (*lag_names(lags), *sources)
+        rest = [term for name, term in named.items() if name not in wanted]
+        constants = sum(rest, start=nothing)
+        terms = [*(named.get(name, nothing) for name in wanted), constants]
+        return Split((*wanted, "constants"), lags, torch.stack(terms, dim=2))
 
 
 def _most(heads: Mapping[str, HeadMaps], channel: Channel) -> int:
@@ -255,40 +268,60 @@ def _most(heads: Mapping[str, HeadMaps], channel: Channel) -> int:
     return max(head.routes[channel].lags for head in heads.values())
 
 
+def _sources(heads: Mapping[str, HeadMaps]) -> tuple[str, ...]:
+    """What is added to the stream between the lags and any of these heads."""
+    return tuple(dict.fromkeys(name for head in heads.values() for name in head.route("k").sources))
+
+
 def _shares(
     viewed: View, heads: Mapping[str, HeadMaps], tokens: Tokens
 ) -> Float64[Tensor, "batch head query key"]:
-    n_query, n_key = _most(heads, "q"), _most(heads, "k")
+    n_query, n_key, sources = _most(heads, "q"), _most(heads, "k"), _sources(heads)
     shares = []
     for layer, some in by_layer(heads.values()).items():  # its heads all read the same stream
-        captured = activations(viewed, tokens, [name for head in some for name in head.hooks])
+        names = [name for head in some for name in (*head.hooks, *head.bias_hooks)]
+        captured = activations(viewed, tokens, names)
         for head in some:
-            q = Split.of(head.routes["q"], head.attending, captured).gathered(n_query)
-            k = Split.of(head.routes["k"], head.attending, captured).gathered(n_key)
-            shares.append(_shares_of(q, k, viewed.causal(layer)))
+            q = Split.of(head.routes["q"], head.attending, captured).gathered(n_query, sources)
+            k = Split.of(head.routes["k"], head.attending, captured).gathered(n_key, sources)
+            bias = None
+            if head.attending.bias is not None:
+                bias = captured[head.attending.bias][:, head.index] / head.attending.scale
+            shares.append(_shares_of(q, k, viewed.visible(layer, tokens.shape[1]), bias))
     return torch.stack(shares, dim=1).cpu()
 
 
-def _shares_of(q: Split, k: Split, causal: bool) -> Float64[Tensor, "batch query key"]:
+def _shares_of(
+    q: Split,
+    k: Split,
+    visible: Bool[Tensor, "query key"],
+    bias: Float[Tensor, "batch query key"] | None,
+) -> Float64[Tensor, "batch query_lag key_lag"]:
     scores = torch.einsum("bqd,bkd->bqk", q.total.double(), k.total.double())
-    visible = torch.ones(scores.shape[1:], dtype=torch.bool, device=scores.device)
-    visible = visible.tril() if causal else visible
+    scores = scores if bias is None else scores + bias.double()
+    visible = visible.to(scores.device)
     means = (scores * visible).sum(-1, keepdim=True) / visible.sum(-1, keepdim=True)
     # Deviations from each query's mean add up to 0, so the pairs need no mean of their own.
     deviations = (scores - means) * visible
     parts = torch.einsum("bqk,bqid,bkjd->bij", deviations, q.terms.double(), k.terms.double())
+    if bias is not None:  # whatever is added to the scores is a constant of them
+        parts[:, -1, -1] += (deviations * bias.double()).sum((1, 2))
     return parts / deviations.square().sum((1, 2))[:, None, None]
 
 
 def _on_sequence(head: HeadMaps, tokens: Tokens) -> tuple[Result, Result]:
     """The parts of every pair of terms in the scores, and of every value term in the output."""
     viewed, attending = head.viewed, head.attending
-    captured = activations(viewed, tokens, [*head.hooks, attending.pattern])
+    captured = activations(viewed, tokens, [*head.hooks, *head.bias_hooks, attending.pattern])
     q, k, v = (Split.of(way, attending, captured) for way in head.routes.values())
     scores = torch.einsum("qid,kjd->ijqk", q.terms[0], k.terms[0]) * attending.scale
-    if viewed.causal(head.layer):
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(future, torch.nan)
+    query_names, key_names = q.names, k.names
+    if attending.bias is not None:
+        scores = F.pad(scores, (0, 0, 0, 0, 0, 1, 0, 1))
+        scores[-1, -1] = captured[attending.bias][0, head.index]
+        query_names, key_names = (*q.names, BIAS), (*k.names, BIAS)
+    hidden = ~viewed.visible(head.layer, tokens.shape[1]).to(scores.device)
+    scores = scores.masked_fill(hidden, torch.nan)
     written = torch.einsum("qk,kjd->jqd", captured[attending.pattern][0, head.index], v.terms[0])
     outputs = head.written(written)
     positions, width = tuple(range(tokens.shape[1])), tuple(range(outputs.shape[-1]))
@@ -303,7 +336,12 @@ def _on_sequence(head: HeadMaps, tokens: Tokens) -> tuple[Result, Result]:
         "lag_scores",
         scores.double().cpu().numpy(),
         ("query_lag", "key_lag", "query", "key"),
-        labels={"query_lag": q.names, "key_lag": k.names, "query": positions, "key": positions},
+        labels={
+            "query_lag": query_names,
+            "key_lag": key_names,
+            "query": positions,
+            "key": positions,
+        },
         unit="score",
         provenance=origin,
     ), Result(

@@ -67,7 +67,7 @@ def without_lag_pair(
     ...     control = induction_score(model, n=20, n_sequences=4)
     """
     viewed = view(model)
-    maps = head_maps(viewed, [head])[head]
+    maps = head_maps(viewed, [head], past_mlps=True)[head]
     ways, attending, index = maps.routes, maps.attending, maps.index
     check_reads_back(maps)
     query_lag, key_lag = pair

@@ -132,7 +132,7 @@ def detect_smeared_keys(
     [0.5, 0.5]
     """
     viewed = view(model)
-    heads = heads_that_read_back(viewed)
+    heads = heads_that_read_back(viewed, past_mlps=tokens is not None)
     check_distance(viewed, heads.values(), distance)
     if tokens is not None:
         longest = max(way.lags for head in heads.values() for way in head.routes.values())
@@ -239,8 +239,7 @@ def _variation(q: Vectors, k: Vectors, head: HeadMaps, start: int) -> float:
     """Σ over queries and visible keys of (score - the query's mean score)², from `start` on."""
     q, k = (head.attending.turned(x[:, :, None])[:, :, 0] for x in (q, k))
     scores = q[:, start:].double() @ k[:, start:].double().mT
-    visible = torch.ones(scores.shape[-2:], dtype=scores.dtype, device=scores.device)
-    visible = visible.tril() if head.viewed.causal(head.layer) else visible
+    visible = head.viewed.visible(head.layer, q.shape[1])[start:, start:].to(scores)
     means = (scores * visible).sum(-1, keepdim=True) / visible.sum(-1, keepdim=True)
     return float(((scores - means) * visible).square().sum())
 

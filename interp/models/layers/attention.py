@@ -421,6 +421,11 @@ class MultiHeadAttention(Mixer):
         """b_O."""
         return "b_O"
 
+    def taps(self) -> Mapping[str, Float[Tensor, "lag channel"]]:
+        """On queries, keys and values, channels head by head, and on what the heads write."""
+        taps = {"q": self.taps_Q, "k": self.taps_K, "v": self.taps_V, "attn": self.taps_O}
+        return {name: x.flatten(1) for name, x in taps.items() if x is not None}
+
     def fan_in(self, name: str, weight: Tensor) -> int:
         """What all heads write adds up."""
         return weight.shape[0] * weight.shape[1] if name == "W_O" else weight.shape[-2]

@@ -141,6 +141,10 @@ class GatedShortConv(Convolution):
         """W_out: `hook_lags` stands before it."""
         return partial(wide, self.W_out)
 
+    def taps(self) -> Mapping[str, Float[Tensor, "lag d_model"]]:
+        """Those between the gates."""
+        return {"": self.W_conv}
+
     def fan_in(self, name: str, weight: Tensor) -> int:
         """Every lag counts; the other maps read the whole stream."""
         return self.lags if name == "W_conv" else weight.shape[-2]

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.models.checks import require_fields
@@ -120,6 +121,10 @@ class Mixer(nn.Module, ABC):
     def lags_written(self, layer: int) -> Iterator[Term]:
         """The same sum by lag, where it goes through taps on its way to the stream."""
         return iter(())
+
+    def taps(self) -> Mapping[str, Float[Tensor, "lag channel"]]:
+        """The scalars of each depthwise convolution in it, by what that stands on."""
+        return {}
 
     def readers(self, layer: int) -> Iterator[Reader]:
         """What it reads that can be told apart: queries, keys and values."""

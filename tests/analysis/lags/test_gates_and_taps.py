@@ -126,9 +126,21 @@ def test_gates_need_tokens_and_have_no_weights_of_their_own():
     ):
         with pytest.raises(ValueError, match="gates depend on the tokens"):
             question()
-    for question in (interp.conv_weights, interp.conv_lags, interp.conv_singular_values):
-        with pytest.raises(ValueError, match="convolution between gates"):
-            question(model)
+    taps = {
+        "L0": model.blocks[0].conv.W_conv,
+        **{f"L1.{c}": getattr(model.attn(1), f"taps_{c.upper()}").flatten(1) for c in "qkv"},
+    }
+    table = interp.conv_lags(model)
+    assert table.labels["conv"] == tuple(taps)
+    for label, expected in taps.items():
+        shown = interp.conv_weights(model, label).values
+        np.testing.assert_allclose(shown, expected.detach().double().numpy())
+        norms = table.sel(conv=label, measure="norm").values[: len(shown)]
+        np.testing.assert_allclose(norms, np.linalg.norm(shown, axis=1))
+    np.testing.assert_allclose(
+        interp.conv_singular_values(model, 0).values,
+        -np.sort(-np.abs(taps["L0"].detach().double().numpy()), axis=1),
+    )
     with pytest.raises(ValueError, match="through the gates of layer 0"):
         interp.positional_circuit(model, "L1H0", tokens=tokens)
     assert np.isfinite(interp.match_table(model, tokens=tokens).values).all()

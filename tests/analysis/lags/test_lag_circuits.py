@@ -350,7 +350,7 @@ def test_refusals_come_before_any_work():
     model = measured.never_run(readers.build("three lags"))
     with pytest.raises(ValueError, match="layer 0 is conv and has no heads"):
         lag_circuits(model, "L0H0")
-    with pytest.raises(ValueError, match="at most 256 tokens; give tokens"):
+    with pytest.raises(ValueError, match="at most 1024 tokens; give tokens"):
         lag_circuits(model, "L1H0", zoo.tokens(batch=2))
     with pytest.raises(ValueError, match="same at every distance"):
         lag_circuits(model, "L1H0", distance=1)
