@@ -16,6 +16,7 @@ formula says, or the layer is no such map and is refused.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -357,10 +358,14 @@ class Measured:
             )
         return turning
 
-    @property
+    @cached_property
     def turns(self) -> bool:
-        """Whether positions turn anything."""
-        return len(self.turning(64).first) > 0
+        """Whether the same n comes out differently at different positions that have all lags."""
+        generator = torch.Generator().manual_seed(3)
+        row = torch.randn(self.model.plan.d_model, generator=generator).to(self._zeros(1, 1))
+        n_pos = min(self.reach + BEYOND + 8, self.model.n_ctx)
+        keys = self.run(row.expand(1, n_pos, -1).contiguous())["k"][:, self.reach + BEYOND :]
+        return float((keys - keys[:, :1]).abs().max()) > AGREES * float(keys.abs().max())
 
     def _index(self, head: int, channel: Channel) -> int:
         return head if channel == "q" else self.key_head(head)

@@ -250,7 +250,7 @@ class WrappedView(ForeignView):
             scale=attends.scale,
             scores=f"{prefix}attn_scores",
             pattern=f"{prefix}pattern",
-            rotate=rotate,
+            rotate=rotate if measured.turns else None,
             bias=f"{prefix}score_bias" if attends.has_bias else None,
         )
         reads = (*readers, *lags)

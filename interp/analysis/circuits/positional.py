@@ -150,6 +150,12 @@ def _check(head: HeadMaps) -> None:
             'biases its heads have, is not known here; qk_circuit(model, "L0H0", '
             'basis="positions") has the circuit between positions'
         )
+    if head.attending.bias is not None:
+        raise ValueError(
+            f"{viewed.name} adds a bias to the scores of {head.label}, which may depend on tokens "
+            "and on positions: what comes from positions alone is not known. lag_circuits(model, "
+            f'"{head.label}", tokens) has the bias on a sequence'
+        )
     head.check_embedding()
     if not head.turns:
         head.check_positions()
