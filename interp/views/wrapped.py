@@ -93,6 +93,8 @@ class WrappedView(ForeignView):
 
     def sublayers(self, layer: int) -> tuple[Sublayer, ...]:
         """What it adds; where that is not found, its attention alone."""
+        if layer < 0:  # embeddings are added as they are
+            return ()
         plan = self.plan.layers[layer]
         if plan.writes:
             return tuple(self._sublayer(layer, number) for number in range(len(plan.writes)))
