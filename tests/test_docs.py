@@ -77,8 +77,8 @@ def test_the_readme_has_no_other_number_of_a_model():
 def test_the_picture_shows_the_weights_that_ship():
     image = picture.PICTURE.read_bytes()
     assert len(image) < 200_000
-    told = picture.KEYWORD + b"\0" + picture.fingerprint()
-    assert told in image, "the weights have changed since: run python docs/picture.py"
+    stamp = picture.KEYWORD + b"\0" + picture.fingerprint()
+    assert stamp in image, "the weights have changed since: run python docs/picture.py"
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([a-z]+)", README))))

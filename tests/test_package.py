@@ -64,9 +64,9 @@ def test_every_public_name_is_there(name: str):
 
 
 def test_dir_shows_public_names_and_subpackages_only():
-    seen = eval(in_a_new_process("import interp; print(dir(interp))"))
-    assert seen == dir(interp)
-    assert sorted({*seen} - {*interp.__all__}) == sorted([*SUBPACKAGES, "__version__"])
+    listed = eval(in_a_new_process("import interp; print(dir(interp))"))
+    assert listed == dir(interp)
+    assert sorted({*listed} - {*interp.__all__}) == sorted([*SUBPACKAGES, "__version__"])
     folders = {path.parent.name for path in (ROOT / "interp").glob("*/__init__.py")}
     assert folders == {*SUBPACKAGES} - {"report"}
 
@@ -82,8 +82,8 @@ def test_what_a_package_offers_interp_offers(package: str):
 
 @pytest.mark.parametrize("part", SUBPACKAGES)
 def test_a_subpackage_is_there_after_importing_interp(part: str):
-    told = in_a_new_process(f"import interp; print(interp.{part}.__name__)")
-    assert told.split() == [f"interp.{part}"]
+    output = in_a_new_process(f"import interp; print(interp.{part}.__name__)")
+    assert output.split() == [f"interp.{part}"]
 
 
 @pytest.mark.parametrize(
@@ -133,10 +133,10 @@ def test_type_checkers_see_the_names_that_the_interpreter_finds(tmp_path: Path):
     program.write_text("\n".join(["import interp", *lines, "interp.indution_score", ""]))
     options = ["--outputjson", "--pythonpath", sys.executable]
     run = [sys.executable, "-m", "pyright", *options, str(program)]
-    told = json.loads(subprocess.run(run, capture_output=True, text=True, cwd=ROOT).stdout)
-    [error] = [one for one in told["generalDiagnostics"] if one["severity"] == "error"]
+    output = json.loads(subprocess.run(run, capture_output=True, text=True, cwd=ROOT).stdout)
+    [error] = [one for one in output["generalDiagnostics"] if one["severity"] == "error"]
     assert '"indution_score" is not a known attribute' in error["message"]
-    types = [one["message"] for one in told["generalDiagnostics"] if one is not error]
+    types = [one["message"] for one in output["generalDiagnostics"] if one is not error]
     assert len(types) == len(names)
     assert not [one for one in types if re.search(r'is "(Unknown|Any|Module)', one)]
 

@@ -212,14 +212,14 @@ def command_line() -> str:
 
     from interp.cli import app
 
-    def told(*words: str) -> str:
+    def help_of(*words: str) -> str:
         width = {"TERMINAL_WIDTH": "84", "NO_COLOR": "1"}
         shown = CliRunner().invoke(app, [*words, "--help"], prog_name="interp", env=width)
         text = "\n".join(line.rstrip() for line in shown.output.splitlines()).strip("\n")
         return f"## `{' '.join(['interp', *words])}`\n\n```text\n{text}\n```\n"
 
     commands = vars(get_command(app))["commands"]
-    return "\n".join([told(), *(told(name) for name in commands)])
+    return "\n".join([help_of(), *(help_of(name) for name in commands)])
 
 
 if __name__ == "__main__":

@@ -53,11 +53,11 @@ def measured(
     """Each metric without a cell of all heads of the last layer, and without another sequence's."""
     model = interp.load(name)
     best = interp.induction_score(model).best()
-    seen = view(model)
-    heads = [head for head in seen.head_labels if head.startswith(f"L{max(seen.heads)}")]
+    viewed = view(model)
+    heads = [head for head in viewed.head_labels if head.startswith(f"L{max(viewed.heads)}")]
     probe, other = (
         interp.repeated_tokens(
-            50, d_vocab=seen.d_vocab, bos=seen.bos, exclude=seen.special_tokens, seed=seed
+            50, d_vocab=viewed.d_vocab, bos=viewed.bos, exclude=viewed.special_tokens, seed=seed
         )
         for seed in (0, 1)
     )

@@ -67,9 +67,13 @@ def held_out(run: Path, n: int) -> Text:
 
 def repeats(model: Any) -> RepeatedTokens:
     """The sequences that `induction_score` makes by itself."""
-    seen = view(model)
+    viewed = view(model)
     return interp.repeated_tokens(
-        50, d_vocab=seen.d_vocab, bos=seen.bos, exclude=seen.special_tokens, n_ctx=seen.n_ctx
+        50,
+        d_vocab=viewed.d_vocab,
+        bos=viewed.bos,
+        exclude=viewed.special_tokens,
+        n_ctx=viewed.n_ctx,
     )
 
 
@@ -129,19 +133,19 @@ def removals(run: Path) -> Iterator[pd.DataFrame]:
 
 def removed(model: Any, best: str) -> Iterator[Any]:
     """Units, and cells as hooks, that are taken out one after the other."""
-    seen = view(model)
-    last = max(seen.heads)
-    heads = [head for head in seen.head_labels if head.startswith(f"L{last}")]
+    viewed = view(model)
+    last = max(viewed.heads)
+    heads = [head for head in viewed.head_labels if head.startswith(f"L{last}")]
     units = [best]
-    if 0 in seen.lags:
+    if 0 in viewed.lags:
         ways = ["+".join(f"L0.lag1->{head}.{way}" for head in heads) for way in "qkv"]
-        units += [f"L0.lag{lag}" for lag in range(seen.lags[0])]
-        units += ways if seen.lags[0] > 1 else []
+        units += [f"L0.lag{lag}" for lag in range(viewed.lags[0])]
+        units += ways if viewed.lags[0] > 1 else []
     else:
-        earlier = [head for head in seen.head_labels if head.startswith("L0") and head != best]
+        earlier = [head for head in viewed.head_labels if head.startswith("L0") and head != best]
         units += [*earlier, *(f"{head}->{best}.k" for head in earlier if last)]
     yield units
-    if seen.lags.get(0) == 2 or model.attn(last).smear is not None:
+    if viewed.lags.get(0) == 2 or model.attn(last).smear is not None:
         yield cells(model, heads)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from interp.data.blocks import pack as pack
     from interp.data.corpus import Corpus as Corpus
-    from interp.data.sources import load_corpus as load_corpus
+    from interp.data.loading import load_corpus as load_corpus
     from interp.data.tokenizer import train_tokenizer as train_tokenizer
 else:
     # Loaded when asked for: blocks and tokenizer bring `datasets` and `transformers` with them.

@@ -11,11 +11,11 @@ KNOWN = (
     f"a source is {PYTHON_DOCS!r}, the path or the glob of text files ('books/*.txt'), or "
     f"'{HUGGING_FACE}OWNER/NAME[:CONFIG]' for a Hugging Face dataset"
 )
-"""How a corpus is called by name; what each means, `interp.data.sources` knows."""
+"""How a corpus is called by name; what each means, `interp.data.loading` knows."""
 
 _KEY_BYTES = 8
 
-Reader = Callable[[], Iterable[str]]
+Documents = Callable[[], Iterable[str]]
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Corpus:
 
     name: str
     description: str
-    documents: Reader = field(repr=False)
-    validation_documents: Reader | None = field(default=None, repr=False)
+    documents: Documents = field(repr=False)
+    validation_documents: Documents | None = field(default=None, repr=False)
     held_out: float = 0.02
     part: Literal["all", "train", "validation"] = "all"
     group_of: Callable[[str], str] | None = field(default=None, repr=False)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from interp.data.corpus import HUGGING_FACE, KNOWN, Corpus, Reader
+from interp.data.corpus import HUGGING_FACE, KNOWN, Corpus, Documents
 
 Rows = Iterable[Mapping[str, Any]]
 
@@ -28,7 +28,7 @@ def read_dataset(source: str, text_column: str) -> Corpus:
     _check_column(source, splits["train"], text_column)
     together = _articles if path == "Salesforce/wikitext" else iter
 
-    def reader(split: str) -> Reader:
+    def reader(split: str) -> Documents:
         return lambda: together(row[text_column] or "" for row in splits[split])
 
     name = Path(path).name if is_local else path  # a model card names no path of this machine

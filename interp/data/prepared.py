@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from interp.data.blocks import open_table, pack
 from interp.data.corpus import Corpus
-from interp.data.sources import load_corpus
+from interp.data.loading import load_corpus
 from interp.data.stream import BlockStream
 from interp.data.tokenizer import train_tokenizer
 

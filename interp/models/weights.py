@@ -20,7 +20,7 @@ from interp.models.embedding import (
 )
 from interp.models.layers import MultiHeadAttention
 
-HeadMaps = Float[Tensor, "layer head d_model d_head"]
+HeadWeights = Float[Tensor, "layer head d_model d_head"]
 OutputMaps = Float[Tensor, "layer head d_head d_model"]
 HeadBiases = Float[Tensor, "layer head d_head"]
 
@@ -115,11 +115,11 @@ class WeightsMixin(nn.Module):
         bias = self.unembed.b_U
         return self.W_U.new_zeros(self.W_U.shape[1]) if bias is None else bias
 
-    W_Q: HeadMaps = _stacked("W_Q")
+    W_Q: HeadWeights = _stacked("W_Q")
     """Queries."""
-    W_K: HeadMaps = _stacked("W_K")
+    W_K: HeadWeights = _stacked("W_K")
     """Keys, before smearing."""
-    W_V: HeadMaps = _stacked("W_V")
+    W_V: HeadWeights = _stacked("W_V")
     """Values."""
     W_O: OutputMaps = _stacked("W_O")
     """Outputs; slices of the identity where a layer has no output map."""

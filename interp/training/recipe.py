@@ -169,7 +169,7 @@ class Recipe:
             ValueError: the model cannot be built, or the corpus is of no known kind.
             FileNotFoundError: the corpus has no file.
         """
-        from interp.data.sources import check_source
+        from interp.data.loading import check_source
 
         self.build(self.vocab_size)
         try:

@@ -54,7 +54,7 @@ class Interrupted:
     ("documents", "expected"),
     [
         (["abcdefg"], ["^abc", "^def"]),  # the last, partial block is dropped
-        (["ab", "cdef"], ["^ab^", "^cde"]),  # an end at the end of a block is seen
+        (["ab", "cdef"], ["^ab^", "^cde"]),  # an end at the end of a block counts
         (["a", "bcdef"], ["^a^b", "^cde"]),
         (["abc", "def"], ["^abc", "^def"]),  # an end between two blocks: no second BOS
         (["a", "b", "c", "d"], ["^a^b", "^c^d"]),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 
 from interp.data.corpus import Corpus
-from interp.data.sources import load_corpus
+from interp.data.loading import load_corpus
 
 # Past the type checker that the tests run under: a caller may have none.
 split = inspect.unwrap(Corpus.split)

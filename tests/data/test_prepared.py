@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from interp.data import prepared as prepared_module
+from interp.data.loading import load_corpus
 from interp.data.prepared import Prepared, Settings, prepare, table_of
-from interp.data.sources import load_corpus
 
 N_CTX = 16
 

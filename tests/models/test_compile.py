@@ -54,10 +54,10 @@ def test_a_hook_attached_after_compiling_is_heard(name: str) -> None:
     with torch.no_grad():
         plain = model(tokens)
         assert_close(quick(tokens), plain, rtol=0, atol=1e-11)
-        heard: list[Tensor] = []
-        with model.hooks([(TRACED[name], lambda activation, hook: heard.append(activation))]):
+        captured: list[Tensor] = []
+        with model.hooks([(TRACED[name], lambda activation, hook: captured.append(activation))]):
             assert_close(quick(tokens), plain, rtol=0, atol=1e-11)
-        assert len(heard) == 1
+        assert len(captured) == 1
         with model.hooks([(TRACED[name], twice)]):
             changed = model(tokens)
             assert_close(quick(tokens), changed, rtol=0, atol=1e-11)
@@ -69,19 +69,19 @@ def test_a_hook_attached_after_compiling_is_heard(name: str) -> None:
 def test_every_hook_is_heard_by_a_compiled_model() -> None:
     model = zoo.build("deep")
     quick, tokens = compiled(model), zoo.tokens()
-    heard: dict[str, Tensor] = {}
+    captured: dict[str, Tensor] = {}
 
     def keep(activation: Tensor, hook: Any) -> None:
-        heard[hook.name] = activation
+        captured[hook.name] = activation
 
     with torch.no_grad():
         quick(tokens)
         with model.hooks([(lambda name: True, keep)]):
             logits = quick(tokens)
         expected, cache = model.run_with_cache(tokens)
-    assert set(heard) == set(model.hook_dict)
+    assert set(captured) == set(model.hook_dict)
     assert_close(logits, expected, rtol=0, atol=1e-11)
-    for name, activation in heard.items():
+    for name, activation in captured.items():
         assert_close(activation, cache[name], rtol=0, atol=1e-11, msg=name)
 
 

@@ -59,8 +59,8 @@ def test_a_hook_that_changes_nothing_changes_nothing(model: HookedSequenceModel)
     model.zero_grad()
     with model.hooks(**zoo.listening(model)):
         model(tokens, return_type="loss").backward()
-        assert_close(heard := model(tokens), model(tokens), rtol=0, atol=0)
-    assert_close(heard, model(tokens), **exactly())
+        assert_close(captured := model(tokens), model(tokens), rtol=0, atol=0)
+    assert_close(captured, model(tokens), **exactly())
     for name, weight in model.named_parameters():
         assert_close(weight.grad, plain[name], **exactly(), msg=name)
 
@@ -149,9 +149,9 @@ def test_float32_and_bfloat16_are_the_same_model_but_for_rounding(
     for dtype, rounding in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
         low = copy.deepcopy(model).to(dtype)
         plain = low(zoo.tokens())
-        heard = low.run_with_hooks(zoo.tokens(), **zoo.listening(low))
-        assert plain.dtype == heard.dtype == dtype
-        for logits in (plain, heard):
+        captured = low.run_with_hooks(zoo.tokens(), **zoo.listening(low))
+        assert plain.dtype == captured.dtype == dtype
+        for logits in (plain, captured):
             assert (logits.double() - exact).abs().max() < rounding * exact.abs().max()
 
 
@@ -247,8 +247,8 @@ def test_any_config_keeps_the_contract(config: ModelConfig) -> None:
     mask = zoo.right_padding(config.n_ctx, config.n_ctx - 2, pos=config.n_ctx)
     logits = model(tokens, attention_mask=mask)
     assert logits.isfinite().all()
-    heard = model.run_with_hooks(tokens, attention_mask=mask, **zoo.listening(model))
-    assert_close(heard, logits, **exactly())
+    captured = model.run_with_hooks(tokens, attention_mask=mask, **zoo.listening(model))
+    assert_close(captured, logits, **exactly())
     shorter: dict[str, Any] = {"attention_mask": mask[:, :-1]}
     assert_close(model(tokens[:, :-1], **shorter), logits[:, :-1], **exactly())
     if folds(model):

@@ -67,8 +67,8 @@ def test_listening_changes_nothing(stack: str, hook: str):
     model, tokens = build(STACKS[stack]), zoo.tokens()
     quiet = model(tokens)
     name = f"blocks.0.conv.{hook}"
-    heard = model.run_with_hooks(tokens, fwd_hooks=[(name, lambda x, hook: None)])
-    torch.testing.assert_close(heard, quiet, rtol=0, atol=1e-12)
+    captured = model.run_with_hooks(tokens, fwd_hooks=[(name, lambda x, hook: None)])
+    torch.testing.assert_close(captured, quiet, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("lag", range(3))
@@ -95,9 +95,9 @@ def test_what_a_head_reads_through_it_is_exact(stack: str):
     circuits = interp.lag_circuits(model, head, tokens)
     _, cache = model.run_with_cache(tokens)
     scores = cache["attn_scores", layer][0, 1].detach()
-    seen = scores.isfinite()
+    visible = scores.isfinite()
     total = torch.tensor(np.nansum(circuits.scores.values, axis=(0, 1)))
-    torch.testing.assert_close(total[seen], scores[seen], rtol=0, atol=1e-10)
+    torch.testing.assert_close(total[visible], scores[visible], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("stack", STACKS)

@@ -1,4 +1,4 @@
-"""Hooks: heard while they are there, gone when they should be, refused when misspelt."""
+"""Hooks: called while they are there, gone when they should be, refused when misspelt."""
 
 from collections.abc import Callable
 from typing import Any
@@ -58,24 +58,24 @@ def test_caching_hooks_are_gone_after_an_exception(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_hook_of_an_outer_context_outlives_an_inner_one() -> None:
-    model, heard = zoo.build("attn: as it comes"), []
-    with model.hooks([("hook_embed", lambda activation, hook: heard.append(activation))]):
+    model, captured = zoo.build("attn: as it comes"), []
+    with model.hooks([("hook_embed", lambda activation, hook: captured.append(activation))]):
         model.run_with_cache(zoo.tokens())
         model(zoo.tokens())
-    assert len(heard) == 2
+    assert len(captured) == 2
     assert no_listener_left(model)
 
 
 def test_a_backward_hook_hears_the_gradient() -> None:
-    model, heard = zoo.build("conv-attn: as it comes"), []
+    model, captured = zoo.build("conv-attn: as it comes"), []
     with model.hooks(
-        bwd_hooks=[("blocks.1.attn.hook_pattern", lambda grad, hook: heard.append(grad))]
+        bwd_hooks=[("blocks.1.attn.hook_pattern", lambda grad, hook: captured.append(grad))]
     ):
         model(zoo.tokens(), "loss").backward()
-    assert heard[0].shape == (3, 3, N_CTX, N_CTX)
-    assert heard[0].abs().max() > 1e-6
+    assert captured[0].shape == (3, 3, N_CTX, N_CTX)
+    assert captured[0].abs().max() > 1e-6
     _, cache = model.run_with_cache(zoo.tokens(), return_type="loss", incl_bwd=True)
-    assert_close(cache["blocks.1.attn.hook_pattern_grad"], heard[0], rtol=0, atol=1e-12)
+    assert_close(cache["blocks.1.attn.hook_pattern_grad"], captured[0], rtol=0, atol=1e-12)
 
 
 MISSPELT = "blocks.1.attn.hook_patern"
@@ -225,7 +225,9 @@ def test_the_batch_dimension_can_be_left_out() -> None:
 
 
 def test_hooks_named_by_a_rule() -> None:
-    model, heard = zoo.build("attn-attn: as it comes"), []
-    hooks = [(lambda name: name.endswith("hook_pattern"), lambda p, hook: heard.append(hook.name))]
+    model, captured = zoo.build("attn-attn: as it comes"), []
+    hooks = [
+        (lambda name: name.endswith("hook_pattern"), lambda p, hook: captured.append(hook.name))
+    ]
     model.run_with_hooks(zoo.tokens(), fwd_hooks=hooks)
-    assert heard == ["blocks.0.attn.hook_pattern", "blocks.1.attn.hook_pattern"]
+    assert captured == ["blocks.0.attn.hook_pattern", "blocks.1.attn.hook_pattern"]

@@ -33,17 +33,19 @@ def brute_force(
     """One query, one key at a time, in plain Python floats."""
     z, lse = torch.zeros_like(v, dtype=torch.float64), torch.full(q.shape[:-1], -math.inf).double()
     for b, h, i in torch.cartesian_prod(*(torch.arange(n) for n in q.shape[:-1])).tolist():
-        seen = [
+        visible = [
             j
             for j in range(k.shape[-2])
             if (j <= i or not visibility.causal)
             and (visibility.key_mask is None or visibility.key_mask[b, j])
         ]
-        if not seen:
+        if not visible:
             continue
-        weights = [math.exp(float(q[b, h, i].double() @ k[b, h, j].double()) * scale) for j in seen]
+        weights = [
+            math.exp(float(q[b, h, i].double() @ k[b, h, j].double()) * scale) for j in visible
+        ]
         lse[b, h, i] = math.log(sum(weights))
-        for weight, j in zip(weights, seen, strict=True):
+        for weight, j in zip(weights, visible, strict=True):
             z[b, h, i] += weight / sum(weights) * v[b, h, j].double()
     return z, lse
 

@@ -25,12 +25,12 @@ def left_padding(*lengths: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", LEFT_PADDED)
-@pytest.mark.parametrize("heard", [False, True])
-def test_padding_on_the_left_is_as_if_it_were_not_there(name: str, heard: bool) -> None:
+@pytest.mark.parametrize("hooked", [False, True])
+def test_padding_on_the_left_is_as_if_it_were_not_there(name: str, hooked: bool) -> None:
     # Without absolute positions nothing else tells where the sequence starts.
     model = zoo.from_config(LEFT_PADDED[name])
     tokens, lengths = zoo.tokens(), (N_CTX, 5, 2)
-    hooks = zoo.listening(model) if heard else {}
+    hooks = zoo.listening(model) if hooked else {}
     padded = model.run_with_hooks(tokens, attention_mask=left_padding(*lengths), **hooks)
     assert padded.isfinite().all()
     for row, length in enumerate(lengths):
@@ -38,11 +38,11 @@ def test_padding_on_the_left_is_as_if_it_were_not_there(name: str, heard: bool) 
         assert_close(padded[row : row + 1, -length:], alone, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("heard", [False, True])
+@pytest.mark.parametrize("hooked", [False, True])
 @pytest.mark.parametrize("name", ["conv-attn: as it comes", "smeared-attn: rotary, rms", "post"])
-def test_queries_that_see_no_key_give_finite_logits_and_gradients(name: str, heard: bool) -> None:
+def test_queries_that_see_no_key_give_finite_logits_and_gradients(name: str, hooked: bool) -> None:
     model = zoo.build(name)
-    hooks = zoo.listening(model) if heard else {}
+    hooks = zoo.listening(model) if hooked else {}
     mask = left_padding(N_CTX, 3, 0)
     with model.hooks(**hooks):
         logits, loss = model(zoo.tokens(), "both", attention_mask=mask)

@@ -17,17 +17,17 @@ QUERIES = torch.tensor([7, 3, 3, 0, 5, 6])
 KEYS = torch.tensor([7, 0, 2, 0, 4, 1])
 
 
-def heard_by(model: Any, tokens: Tensor) -> dict[int, list[Tensor]]:
+def captured_by(model: Any, tokens: Tensor) -> dict[int, list[Tensor]]:
     """Entries in no order, along a diagonal, and of one key."""
-    heard: dict[int, list[Tensor]] = {}
+    captured: dict[int, list[Tensor]] = {}
 
-    def hear(layer: int, entries: Entries) -> None:
+    def keep(layer: int, entries: Entries) -> None:
         later, first = torch.arange(1, N_CTX), torch.zeros(N_CTX - 1, dtype=torch.long)
         asked = ((QUERIES, KEYS), (later, later - 1), (later, first))
-        heard[layer] = [entries(*pair).clone() for pair in asked]
+        captured[layer] = [entries(*pair).clone() for pair in asked]
 
-    view(model).read_attention(tokens, hear)
-    return heard
+    view(model).read_attention(tokens, keep)
+    return captured
 
 
 def entries_of(pattern: Tensor) -> list[Tensor]:
@@ -39,12 +39,12 @@ def entries_of(pattern: Tensor) -> list[Tensor]:
 def test_entries_are_those_of_the_pattern(model: HookedSequenceModel) -> None:
     if not model.attention_layers:
         with pytest.raises(ValueError, match="no attention layer with a pattern"):
-            heard_by(model, zoo.tokens())
+            captured_by(model, zoo.tokens())
         return
     _, cache = model.run_with_cache(zoo.tokens())
-    heard = heard_by(model, zoo.tokens())
-    assert list(heard) == list(model.attention_layers)
-    for layer, entries in heard.items():
+    captured = captured_by(model, zoo.tokens())
+    assert list(captured) == list(model.attention_layers)
+    for layer, entries in captured.items():
         for got, expected in zip(entries, entries_of(cache["pattern", layer]), strict=True):
             assert_close(got, expected, rtol=0, atol=1e-12)
 
@@ -56,8 +56,8 @@ def test_who_changes_a_pattern_changes_what_is_heard() -> None:
     for layer in (0, 1):
         name = f"blocks.{layer}.attn.hook_pattern"
         with model.hooks([(name, lambda pattern, hook: uniform.expand_as(pattern))]):
-            heard = heard_by(model, zoo.tokens())[layer]
-        for got, expected in zip(heard, entries_of(uniform.expand(3, 3, -1, -1)), strict=True):
+            captured = captured_by(model, zoo.tokens())[layer]
+        for got, expected in zip(captured, entries_of(uniform.expand(3, 3, -1, -1)), strict=True):
             assert_close(got, expected)
 
 
@@ -66,7 +66,7 @@ def test_asking_disturbs_nothing() -> None:
     model.blocks[0].eval()
     modes = [module.training for module in model.modules()]
     state, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
-    one, two = (heard_by(model, zoo.tokens()) for _ in range(2))
+    one, two = (captured_by(model, zoo.tokens()) for _ in range(2))
     assert all(torch.equal(*pair) for pair in zip(one[1], two[1], strict=True))  # no dropout
     assert not one[1][0].requires_grad
     assert [module.training for module in model.modules()] == modes
@@ -93,35 +93,35 @@ def test_modes_come_back_after_an_error() -> None:
 
 def test_what_a_view_knows() -> None:
     model = zoo.build("deep")
-    seen = view(model)
-    assert seen.heads == {1: 3, 3: 2, 4: 2}
-    assert seen.head_labels == ("L1H0", "L1H1", "L1H2", "L3H0", "L3H1", "L4H0", "L4H1")
-    assert (seen.n_ctx, seen.d_vocab) == (N_CTX, zoo.D_VOCAB)
-    assert seen.name == "HookedSequenceModel"
-    assert (seen.bos, seen.special_tokens, seen.words([3, 1])) == (0, (), ["3", "1"])
+    viewed = view(model)
+    assert viewed.heads == {1: 3, 3: 2, 4: 2}
+    assert viewed.head_labels == ("L1H0", "L1H1", "L1H2", "L3H0", "L3H1", "L4H0", "L4H1")
+    assert (viewed.n_ctx, viewed.d_vocab) == (N_CTX, zoo.D_VOCAB)
+    assert viewed.name == "HookedSequenceModel"
+    assert (viewed.bos, viewed.special_tokens, viewed.words([3, 1])) == (0, (), ["3", "1"])
     model.tokenizer, model.loaded_from = tokenizer(), "my-model"
-    assert seen.name == "my-model (HookedSequenceModel)"
+    assert viewed.name == "my-model (HookedSequenceModel)"
     # The model has more rows than the tokenizer has words: no probe should draw those either.
     unused = range(len(WORDS), zoo.D_VOCAB)
-    assert seen.special_tokens == (0, 1, 2, *unused)
-    assert (seen.bos, seen.words([3, 4])) == (0, ["the", "cat"])
-    assert_close(seen.logits(zoo.tokens()), model(zoo.tokens()), rtol=0, atol=0)
+    assert viewed.special_tokens == (0, 1, 2, *unused)
+    assert (viewed.bos, viewed.words([3, 4])) == (0, ["the", "cat"])
+    assert_close(viewed.logits(zoo.tokens()), model(zoo.tokens()), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_uniform_attention(causal: bool) -> None:
     model = zoo.build("attn: as it comes" if causal else "not causal")
-    seen, layer = view(model), model.attention_layers[0]
-    chance = seen.uniform(layer, QUERIES, KEYS, N_CTX)
+    viewed, layer = view(model), model.attention_layers[0]
+    chance = viewed.uniform(layer, QUERIES, KEYS, N_CTX)
     expected = [1 / (q + 1) if causal else 1 / N_CTX for q in QUERIES.tolist()]
     assert_close(chance, torch.tensor(expected, dtype=torch.float64))
-    assert seen.causal(layer) is causal
+    assert viewed.causal(layer) is causal
 
 
 def test_a_compiled_model_answers_for_the_one_inside() -> None:
     model = zoo.build("attn: as it comes")
-    compiled = heard_by(torch.compile(model, backend="eager"), zoo.tokens())
-    for got, expected in zip(compiled[0], heard_by(model, zoo.tokens())[0], strict=True):
+    compiled = captured_by(torch.compile(model, backend="eager"), zoo.tokens())
+    for got, expected in zip(compiled[0], captured_by(model, zoo.tokens())[0], strict=True):
         assert torch.equal(got, expected)
 
 
@@ -143,8 +143,8 @@ def test_a_weight_that_is_not_finite_is_named() -> None:
 
 
 def test_tokens_that_cannot_be_read_are_refused(unchecked: None) -> None:
-    seen = view(zoo.build("attn: as it comes"))
-    seen.check_tokens(zoo.tokens())
+    viewed = view(zoo.build("attn: as it comes"))
+    viewed.check_tokens(zoo.tokens())
     for tokens, message in (
         (torch.zeros(1, 3), "torch.float32 of shape .* must be whole numbers"),
         (torch.zeros(3, dtype=torch.long), r"of shape \(3,\)"),
@@ -154,6 +154,6 @@ def test_tokens_that_cannot_be_read_are_refused(unchecked: None) -> None:
         (torch.full((1, 3), -2), "token -2 is outside the vocabulary"),
     ):
         with pytest.raises(ValueError, match=message):
-            seen.check_tokens(tokens)
+            viewed.check_tokens(tokens)
     with pytest.raises(TypeError, match=r"tokens are list; give model\.to_tokens"):
-        seen.check_tokens([[1, 2]])  # type: ignore[arg-type]
+        viewed.check_tokens([[1, 2]])  # type: ignore[arg-type]

@@ -119,8 +119,8 @@ def one_head(
         q, k = (torch.stack([turned(config, row, t) for t, row in enumerate(z)]) for z in (q, k))
     out = torch.zeros_like(v)
     for t in range(len(q)):
-        seen = [s for s in range(len(k)) if real[s] and (s <= t or not spec.causal)]
-        scores = {s: math.exp(float(q[t] @ k[s]) / spec.d_head**0.5) for s in seen}
+        visible = [s for s in range(len(k)) if real[s] and (s <= t or not spec.causal)]
+        scores = {s: math.exp(float(q[t] @ k[s]) / spec.d_head**0.5) for s in visible}
         for s, score in scores.items():
             out[t] += score / sum(scores.values()) * v[s]
     return out
@@ -161,7 +161,9 @@ def thought(spec: MLP, weights: Weights, name: str, x: Tensor, real: Tensor) -> 
     out = ACTIVATIONS[spec.activation](pre) @ weights[f"{name}.W_out"]
     if spec.taps > 1:
         rows = zip(out, real, strict=True)
-        out = torch.stack([tapped(row, weights[f"{name}.taps_out"], seen) for row, seen in rows])
+        out = torch.stack(
+            [tapped(row, weights[f"{name}.taps_out"], visible) for row, visible in rows]
+        )
     return out + weights[f"{name}.b_out"]
 
 

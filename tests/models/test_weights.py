@@ -73,8 +73,8 @@ def test_circuits_are_what_the_heads_do() -> None:
     _, cache = model.run_with_cache(zoo.tokens())
     x = cache["hook_embed"]
     scores = torch.einsum("bqm,hmn,bkn->bhqk", x, model.QK.AB[0], x) / 2
-    seen = torch.ones(N_CTX, N_CTX).tril().bool()
-    assert_close(cache["attn_scores", 0][..., seen], scores[..., seen], rtol=0, atol=1e-12)
+    visible = torch.ones(N_CTX, N_CTX).tril().bool()
+    assert_close(cache["attn_scores", 0][..., visible], scores[..., visible], rtol=0, atol=1e-12)
     written = torch.einsum("bhqk,bkm,hmn->bqhn", cache["pattern", 0], x, model.OV.AB[0])
     assert_close(cache["result", 0], written, rtol=0, atol=1e-12)
 

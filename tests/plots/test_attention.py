@@ -43,8 +43,8 @@ def test_a_token_can_hold_anything(texts):
     html = attention.view(tokens, PATTERN, ["L1H3"]).html(include_bundle=False)
     assert html.count("<script") == html.count("</script") == 1
     assert "<!--" not in html
-    seen = [token.replace("\n", "↵").replace("\t", "⇥") for token in tokens]
-    assert props(html)["tokens"] == seen
+    visible = [token.replace("\n", "↵").replace("\t", "⇥") for token in tokens]
+    assert props(html)["tokens"] == visible
 
 
 @pytest.mark.parametrize(

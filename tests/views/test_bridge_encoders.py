@@ -139,9 +139,9 @@ def test_what_an_encoder_can_be_asked():
 
 
 def test_the_probe_of_an_encoder_stands_between_cls_and_sep(booted):
-    seen = view(booted)
+    viewed = view(booted)
     assert booted.tokenizer.bos_token_id == UNK  # what makes this worth a test
-    assert (seen.bos, seen.separator) == (CLS, SEP)
+    assert (viewed.bos, viewed.separator) == (CLS, SEP)
     found = interp.head_scores(booted, n=N, n_sequences=3)
     assert (found.provenance["bos"], found.provenance["sep"]) == (CLS, SEP)
 
@@ -179,9 +179,9 @@ def test_the_scores_of_an_encoder_are_those_of_its_own_attentions(booted, monkey
 
 
 def recorder(measure, given):
-    def record(seen, tokens, *rest):
+    def record(viewed, tokens, *rest):
         given.append(tokens)
-        return measure(seen, tokens, *rest)
+        return measure(viewed, tokens, *rest)
 
     return record
 
@@ -207,8 +207,8 @@ def test_a_causal_model_starts_with_its_bos_and_never_with_an_unknown_token(
 ):
     model = bridged(hugging_face("gpt2"))
     model.tokenizer = tokenizer_at(tmp_path, **special)
-    seen = view(model)
-    assert (seen.bos, seen.separator) == (expected, None)
+    viewed = view(model)
+    assert (viewed.bos, viewed.separator) == (expected, None)
     found = interp.head_scores(model, n=N, n_sequences=2)
     assert found.provenance["bos"] == expected
     second = range(N + (expected is not None), 2 * N + (expected is not None))

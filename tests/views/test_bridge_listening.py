@@ -29,13 +29,13 @@ def test_patterns_are_reduced_in_the_hook_and_not_kept():
 
 
 def test_nothing_above_the_last_pattern_is_run():
-    model, heard = bridged(hugging_face("llama")), []
+    model, captured = bridged(hugging_face("llama")), []
     for name in ("blocks.1.hook_mlp_out", "unembed.hook_out"):
-        model.hook_dict[name].add_hook(lambda x, hook: heard.append(hook.name))
+        model.hook_dict[name].add_hook(lambda x, hook: captured.append(hook.name))
     head_scores(model, n=N, n_sequences=2)
-    assert heard == []
+    assert captured == []
     loss_by_position(model, probe(N))
-    assert len(heard) == 2
+    assert len(captured) == 2
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])

@@ -76,12 +76,12 @@ FAMILIES = {
 
 def expected(kind):
     query, key = np.indices((LENGTH, LENGTH))
-    seen = key <= query
+    visible = key <= query
     if kind == SLIDING:
-        seen &= query - key < WINDOW
+        visible &= query - key < WINDOW
     if kind == CHUNKED:
-        seen &= query // WINDOW == key // WINDOW
-    return seen
+        visible &= query // WINDOW == key // WINDOW
+    return visible
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -91,13 +91,13 @@ def test_what_is_visible_is_where_the_models_own_pattern_is_not_zero(family):
     tokens = torch.randint(1, 60, (8, LENGTH), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         attentions = model(tokens, output_attentions=True).attentions
-    seen = view(bridged(model))
+    viewed = view(bridged(model))
     for layer, (pattern, kind) in enumerate(zip(attentions, kinds, strict=True)):
-        visible = seen.visible(layer, LENGTH).numpy()
+        visible = viewed.visible(layer, LENGTH).numpy()
         np.testing.assert_array_equal(visible, expected(kind))
         np.testing.assert_array_equal(visible, (pattern > 0).any(0).any(0).numpy())
         queries, keys = np.nonzero(expected(WHOLE))
-        uniform = seen.uniform(layer, torch.tensor(queries), torch.tensor(keys), LENGTH)
+        uniform = viewed.uniform(layer, torch.tensor(queries), torch.tensor(keys), LENGTH)
         shares = expected(kind) / expected(kind).sum(1, keepdims=True)
         np.testing.assert_allclose(uniform, shares[queries, keys], rtol=0, atol=1e-12)
 
@@ -119,17 +119,17 @@ def test_chance_knows_local_layers_and_chunks(family):
 
 
 def test_looking_at_what_is_visible_leaves_others_hooks_and_the_model_alone():
-    model, heard = bridged(hugging_face("mistral")), []
+    model, captured = bridged(hugging_face("mistral")), []
 
     def blind(pattern, hook):
-        heard.append(pattern.shape)
+        captured.append(pattern.shape)
         return torch.zeros_like(pattern)
 
     with model.hooks([("blocks.0.attn.hook_pattern", blind)]):
         visible = view(model).visible(0, LENGTH)
-        assert heard == []
+        assert captured == []
         scores = interp.head_scores(model, n=N, n_sequences=2)
-        assert len(heard) == 1
+        assert len(captured) == 1
     np.testing.assert_array_equal(visible, expected(SLIDING))
     assert (scores.values[:, :4] == 0).all()
     after = interp.head_scores(model, n=N, n_sequences=2)
@@ -138,9 +138,9 @@ def test_looking_at_what_is_visible_leaves_others_hooks_and_the_model_alone():
 
 def test_attention_to_keys_that_were_not_visible_is_refused(monkeypatch):
     model = bridged(hugging_face("mistral"))
-    seen = view(model)
-    seen.visible(0, 2 * N + 1)[:, 3] = False  # as if no other token had made it visible
-    monkeypatch.setattr(interp.analysis.heads.scores, "view", lambda model: seen)
+    viewed = view(model)
+    viewed.visible(0, 2 * N + 1)[:, 3] = False  # as if no other token had made it visible
+    monkeypatch.setattr(interp.analysis.heads.scores, "view", lambda model: viewed)
     with pytest.raises(ValueError, match=r"layer 0 attends to keys.*sparse attention.*no chance"):
         interp.head_scores(model, n=N, n_sequences=2)
 

@@ -28,7 +28,7 @@ Part = tuple[str, Float[Tensor, "... d_model"]]
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class Stage:
     """A write to the stream, and the norm that stands on the stream after it (post-norm)."""
 
     layer: int
@@ -114,17 +114,17 @@ class StreamParts:
         return x
 
 
-def _whole(writers: Sequence[Writer], norm: FrozenNorm | None = None) -> Step:
+def _whole(writers: Sequence[Writer], norm: FrozenNorm | None = None) -> Stage:
     """What is written at once: the embeddings, or one sublayer's sum."""
 
     def parts(activations: Activations) -> Iterator[Part]:
         for writer in writers:
             yield writer.label, writer.term(activations[writer.hook])
 
-    return Step(writers[0].layer, tuple(writer.hook for writer in writers), parts, norm)
+    return Stage(writers[0].layer, tuple(writer.hook for writer in writers), parts, norm)
 
 
-def _step(sublayer: Sublayer, by: By) -> Step:
+def _step(sublayer: Sublayer, by: By) -> Stage:
     norm = sublayer.norm if sublayer.post_norm else None
     if by == "layers" or not sublayer.terms:
         return _whole([sublayer.writer], norm)
@@ -135,4 +135,4 @@ def _step(sublayer: Sublayer, by: By) -> Step:
         yield from sublayer.constants().items()
 
     hooks = tuple(dict.fromkeys(term.place.hook for term in sublayer.terms))
-    return Step(sublayer.writer.layer, hooks, parts, norm)
+    return Stage(sublayer.writer.layer, hooks, parts, norm)

@@ -18,7 +18,7 @@ from interp.views import View, view
 
 Variant = Literal["eigenvalue", "olsson"]
 Values = Float[Tensor, "head lag d_model d_head"]
-Outputs = Float[Tensor, "head d_head d_model"]
+HeadOutputs = Float[Tensor, "head d_head d_model"]
 
 
 def copying_score(
@@ -123,7 +123,7 @@ def _draw(viewed: View, n: int, n_samples: int, seed: int) -> Int[Tensor, "batch
     return usable[torch.stack(picks)]
 
 
-def _maps(heads: Sequence[HeadMaps], tokens: Tokens | None) -> tuple[Values, Outputs]:
+def _maps(heads: Sequence[HeadMaps], tokens: Tokens | None) -> tuple[Values, HeadOutputs]:
     """What the heads of a layer read of the embedding, and what the last norm leaves of W_O."""
     frozen, last = mean_scales(heads, tokens).scales, heads[0].viewed.last_norm
     below = heads[0].route("v").maps_below(frozen)
@@ -134,7 +134,7 @@ def _maps(heads: Sequence[HeadMaps], tokens: Tokens | None) -> tuple[Values, Out
 
 
 def _eigenvalue(
-    values: Values, outputs: Outputs, through: Float[Tensor, "d_model d_model"]
+    values: Values, outputs: HeadOutputs, through: Float[Tensor, "d_model d_model"]
 ) -> Float64[Tensor, "1 lag head"]:
     # The circuit's eigenvalues other than 0 are those of its factors in the other order.
     circuits = outputs.double()[:, None] @ through @ values.double()
@@ -144,7 +144,7 @@ def _eigenvalue(
 
 def _olsson(
     values: Values,
-    outputs: Outputs,
+    outputs: HeadOutputs,
     rows: Float[Tensor, "batch pos d_model"],
     columns: Float[Tensor, "batch pos d_model"],
 ) -> Float64[Tensor, "batch lag head"]:

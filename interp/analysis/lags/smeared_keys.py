@@ -59,8 +59,8 @@ UNITS = {
 GROUPS = 16
 """The most groups of sequences that the jackknife leaves out in turn."""
 
-Place = tuple[Channel, str]
-Sums = TypeVar("Sums", bound=Additive)
+HeadChannel = tuple[Channel, str]
+Total = TypeVar("Total", bound=Additive)
 Vectors = Float[Tensor, "batch pos d_head"]
 Account = Literal["q", "k", "smeared"]
 """Queries from the weights' account, keys from it, or keys that are literally smeared."""
@@ -265,7 +265,7 @@ def _of_weights(
     read: Mapping[str, HeadReads],
     frequencies: Float[Tensor, " vocab"] | None,
     distance: int,
-) -> dict[Place, Finding]:
+) -> dict[HeadChannel, Finding]:
     """From the embedding's covariance, lags being independent.
 
     Raises:
@@ -279,7 +279,7 @@ def _of_weights(
             )
     viewed = next(iter(heads.values())).viewed
     moments = embedding_moments(viewed, frequencies)
-    findings: dict[Place, Finding] = {}
+    findings: dict[HeadChannel, Finding] = {}
     for label, one in read.items():
         W_O, turn = _outputs(heads[label]), _turn(heads[label], distance)
         for channel, grams in grams_of_weights(one, moments, W_O, turn).items():
@@ -294,7 +294,7 @@ def _on_tokens(
     tokens: Tokens,
     distance: int,
     left_out: Sampling,
-) -> dict[Place, Finding]:
+) -> dict[HeadChannel, Finding]:
     """From what the streams hold and the heads compute on these tokens.
 
     The jackknife leaves out each group of `left_out` in turn.
@@ -317,7 +317,7 @@ def _on_tokens(
         for head, measure in measures.items()
     }
     errors = [_errors(heads, read, mixtures, group) for group in groups]
-    findings: dict[Place, Finding] = {}
+    findings: dict[HeadChannel, Finding] = {}
     for head, measure in measures.items():
         parts = [
             (stream[sources[head]], one[head], other[head])
@@ -444,12 +444,12 @@ def _chunks(tokens: Tokens) -> Sequence[Tensor]:
     return tokens.split(max(1, TOKENS_AT_ONCE // tokens.shape[1]))
 
 
-def _total(parts: Iterable[Sums]) -> Sums:
+def _total(parts: Iterable[Total]) -> Total:
     return functools.reduce(operator.add, parts)
 
 
-def _by_label(parts: Iterable[tuple[str, Sums]]) -> dict[str, Sums]:
-    totals: dict[str, Sums] = {}
+def _by_label(parts: Iterable[tuple[str, Total]]) -> dict[str, Total]:
+    totals: dict[str, Total] = {}
     for label, part in parts:
         totals[label] = totals[label] + part if label in totals else part
     return totals
@@ -468,10 +468,10 @@ def _turn(head: HeadMaps, distance: int) -> Float[Tensor, "d_head d_head"]:
 
 def _matched(
     heads: Mapping[str, HeadMaps], read: Mapping[str, HeadReads], distance: int
-) -> dict[Place, Finding]:
+) -> dict[HeadChannel, Finding]:
     """The match of each key lag with query lag 0, and of each query lag with key lag 0."""
     rows = Rows.of(next(iter(heads.values())).viewed.embedding)
-    findings: dict[Place, Finding] = {}
+    findings: dict[HeadChannel, Finding] = {}
     for label, one in read.items():
         cells = {"k": [math.nan] * one["k"].lags, "q": [math.nan] * one["q"].lags}
         hidden = heads[label].hidden_embedding()
@@ -487,7 +487,7 @@ def _matched(
 
 
 def _result(
-    findings: Mapping[Place, Finding],
+    findings: Mapping[HeadChannel, Finding],
     heads: tuple[str, ...],
     measures: tuple[str, ...],
     origin: Mapping[str, Any],

@@ -1,4 +1,4 @@
-"""Associative recall: pairs of a key and a value, and then keys whose value is to be told."""
+"""Associative recall: pairs of a key and a value, and then keys whose value is to be recalled."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -83,7 +83,7 @@ def test_a_planted_q_composition_is_found_with_the_value_worked_out_by_hand():
 
 
 def test_what_a_head_keeps_out_of_is_remarkable_too():
-    # The Q-composition above, seen from K: L1H2's keys read nothing at all of what L0H1 wrote.
+    # The Q-composition above, as K: L1H2's keys read nothing at all of what L0H1 wrote.
     result = composition_scores(planted_q_composition())
     assert pair(result, "K", "L0H1", "L1H2", "z") < -5
     assert pair(result, "K", "L0H1", "L1H2", "p_corrected") < 0.05

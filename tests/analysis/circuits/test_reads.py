@@ -31,8 +31,8 @@ def test_lags_and_constants_add_up_to_what_the_head_computes(name, dtype):
                 constants = way.constants(tokens.shape[1], scales, mask)
                 assert len(parts) == way.lags
                 total = parts.sum(0) + sum(constants.values())
-                heard = cache[readers.key_hook(model, layer, channel)][:, :, index]
-                assert readers.close(total, heard, dtype)
+                captured = cache[readers.key_hook(model, layer, channel)][:, :, index]
+                assert readers.close(total, captured, dtype)
 
 
 def test_each_lag_is_the_doing_of_that_token_alone():
@@ -74,8 +74,8 @@ def test_without_a_norm_the_weights_alone_are_exact(name):
                 x[:, read.lags - 1 - lag : n_pos - lag] @ one for lag, one in enumerate(read.maps)
             )
             total = total + read.bias[read.lags - 1 : n_pos]
-            heard = cache[readers.key_hook(model, layer, channel)][:, read.lags - 1 :, index]
-            assert readers.close(total, heard, torch.float64)
+            captured = cache[readers.key_hook(model, layer, channel)][:, read.lags - 1 :, index]
+            assert readers.close(total, captured, torch.float64)
             assert read.scales_from == "no norm"
 
 
@@ -131,9 +131,9 @@ def test_mean_scales_from_tokens_and_from_the_embedding(name):
     assert by_weights.scales_from == "embedding under uniform frequencies"
     assert set(by_weights.scales) == set(by_tokens.scales)
     for norm, scale in by_tokens.scales.items():
-        heard = cache[f"{norm}.hook_scale"]
-        assert scale == pytest.approx(float(heard.mean()), rel=1e-9)
-        late = heard[:, by_weights.lags - 1 :].square().mean().sqrt()
+        captured = cache[f"{norm}.hook_scale"]
+        assert scale == pytest.approx(float(captured.mean()), rel=1e-9)
+        late = captured[:, by_weights.lags - 1 :].square().mean().sqrt()
         # The conv of a later norm mixes positions, whose vectors are not independent.
         assert by_weights.scales[norm] == pytest.approx(float(late), rel=0.05)
 

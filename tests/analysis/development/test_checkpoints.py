@@ -60,8 +60,8 @@ def test_development_reads_a_run_by_the_name_of_its_directory(run, kind):
     origin = dict(grown.provenance)
     assert origin["model"] == origin["run"] == "my-run"
     assert origin["tokens_per_step"] == 4 * 64
-    told = (origin["architecture"], origin["corpus"], origin["training_seed"], origin["seed"])
-    assert told == ("HookedConvAttn", "python-docs", 3, 0)
+    facts = (origin["architecture"], origin["corpus"], origin["training_seed"], origin["seed"])
+    assert facts == ("HookedConvAttn", "python-docs", 3, 0)
 
 
 def test_what_the_caller_says_of_tokens_goes_before_the_recipe(run):

@@ -106,15 +106,15 @@ def test_a_sequence_of_bridges_has_hugging_faces_own_attentions():
 def test_what_differs_between_steps_is_told_for_each():
     def analysis(model):
         result = SHORT(model)
-        told = {**result.provenance, "seen": [float(model.W_E.detach().sum()) > 0]}
-        return Result(result.name, result.values, result.axes, result.labels, provenance=told)
+        facts = {**result.provenance, "positive": [float(model.W_E.detach().sum()) > 0]}
+        return Result(result.name, result.values, result.axes, result.labels, provenance=facts)
 
     grown = development(pairs(1, 2), analysis, tokens_per_step=512)
     assert grown.provenance["tokens_per_step"] == 512
     assert grown.provenance["n_sequences"] == 3
     signs = [[float(model(step).W_E.detach().sum()) > 0] for step in (1, 2)]
     expected = signs[0] if signs[0] == signs[1] else {"1": signs[0], "2": signs[1]}
-    assert grown.provenance["seen"] == expected
+    assert grown.provenance["positive"] == expected
     assert grown.standard_error is None
 
 
@@ -250,10 +250,10 @@ def test_steps_out_of_order_are_refused_before_any_work(unchecked, steps, messag
 
 
 def test_a_generator_is_refused_at_the_step_that_is_wrong():
-    seen = []
+    given = []
     with pytest.raises(ValueError, match="step 5 comes after step 7"):
-        development(iter(pairs(7, 5)), lambda model: seen.append(model) or SHORT(model))
-    assert len(seen) == 1
+        development(iter(pairs(7, 5)), lambda model: given.append(model) or SHORT(model))
+    assert len(given) == 1
     with pytest.raises(ValueError, match="there are no checkpoints"):
         development(iter([]), refuse)
 

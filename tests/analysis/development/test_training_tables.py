@@ -238,8 +238,8 @@ def directory(tmp_path):
 def test_a_run_is_read_from_its_own_table(directory):
     run = recorded(directory, "drop")
     assert run.values.tolist() == [0, 1, 2, 3]
-    told = {"model": directory.name, "run": directory.name, "architecture": "HookedConvAttn"}
-    assert dict(run.provenance) == {**told, "training_seed": 5, "tokens_per_step": 64}
+    facts = {"model": directory.name, "run": directory.name, "architecture": "HookedConvAttn"}
+    assert dict(run.provenance) == {**facts, "training_seed": 5, "tokens_per_step": 64}
     with pytest.raises(ValueError, match="no measure is 'norm'"):
         recorded(str(directory), "norm")
 

@@ -136,21 +136,21 @@ def test_a_compiled_model_is_the_model_inside():
 
 
 def test_no_pattern_is_built_and_nothing_above_the_last_keys_is_run(monkeypatch):
-    model, heard = measured.build("attn-attn"), []
+    model, captured = measured.build("attn-attn"), []
 
     def refuse(*args):
         raise AssertionError("somebody built a pattern")
 
     monkeypatch.setattr(kernels, "masked_scores", refuse)
     monkeypatch.setattr(kernels, "pattern_of", refuse)
-    model.add_hook(lambda name: True, lambda value, hook: heard.append(hook.name))
+    model.add_hook(lambda name: True, lambda value, hook: captured.append(hook.name))
     silence = ["hook_attn_scores", "hook_pattern"]
     for layer in range(2):
         for name in silence:
             model.hook_dict[f"blocks.{layer}.attn.{name}"].remove_hooks()
     head_scores(model, n=6, n_sequences=2)
-    assert heard[-1] == "blocks.1.attn.hook_k"
-    assert "blocks.0.attn.hook_z" in heard
+    assert captured[-1] == "blocks.1.attn.hook_k"
+    assert "blocks.0.attn.hook_z" in captured
 
 
 @pytest.mark.parametrize("at_once", [1, 20, 39])

@@ -27,10 +27,10 @@ def by_hand(model, tokens, layer):
     pattern = np.zeros((n_heads, n_pos, n_pos))
     for head in range(n_heads):
         for t in range(n_pos):
-            seen = range(t + 1) if attn.causal else range(n_pos)
-            scores = [float(q[t, head] @ k[s, head]) / math.sqrt(width) for s in seen]
+            visible = range(t + 1) if attn.causal else range(n_pos)
+            scores = [float(q[t, head] @ k[s, head]) / math.sqrt(width) for s in visible]
             weights = [math.exp(score - max(scores)) for score in scores]
-            pattern[head, t, : len(seen)] = np.array(weights) / sum(weights)
+            pattern[head, t, : len(visible)] = np.array(weights) / sum(weights)
     return pattern
 
 

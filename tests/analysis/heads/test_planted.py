@@ -135,7 +135,7 @@ def test_without_lag_one_the_convolutions_induction_head_is_at_chance(lags):
     with torch.no_grad():
         model.conv(0).W_conv[1:] = 0
     at_chance(head_scores(model, n=25, n_sequences=3))
-    # Without a preference the seen tokens stand out, the one that comes next never does.
+    # Without a preference the tokens so far stand out, the one that comes next never does.
     assert float(repeated_sequence_loss(model, n=25).sel(measure="second_copy_accuracy")) == 0
 
 
@@ -244,16 +244,16 @@ def test_random_weights_without_queries_score_exactly_the_reported_chance(option
         at_chance(scores)
         for label, chance in zip(scores.labels["head"], scores.chance, strict=True):
             causal = model.attn(int(label[1])).causal
-            seen = {t: t + 1 if causal else n_pos for t in entries}
-            by_hand = sum(count / seen[t] for t, count in entries.items()) / divisor
+            visible = {t: t + 1 if causal else n_pos for t in entries}
+            by_hand = sum(count / visible[t] for t, count in entries.items()) / divisor
             assert chance == pytest.approx(by_hand, abs=1e-12)
 
 
 def losses_by_hand(n: int, d_vocab: int, gain: float, logit_gain: float) -> list[float]:
     """The loss at positions 1 to 2n: a logit is logit_gain times the attention that a token gets.
 
-    In the first copy each of the t tokens seen so far gets 1 / t. In the second, the token to come
-    gets E / Z, tokens seen twice 2 / Z, other tokens of r, and BOS, 1 / Z.
+    In the first copy each of the t tokens so far gets 1 / t. In the second, the token to come
+    gets E / Z, tokens that came twice 2 / Z, other tokens of r, and BOS, 1 / Z.
     """
     E, losses = math.exp(gain), []
     for t in range(1, n + 2):

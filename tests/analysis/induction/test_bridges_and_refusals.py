@@ -115,12 +115,12 @@ def test_a_cut_edge_is_what_hugging_face_computes_without_it(of_gpt2):
 
 
 def _stream_and_attention(model, tokens):
-    heard = {}
+    captured = {}
     attn = model.transformer.h[0].attn
-    handle = attn.register_forward_hook(lambda module, args, out: heard.update(out=out[0]))
+    handle = attn.register_forward_hook(lambda module, args, out: captured.update(out=out[0]))
     stream = model.transformer(tokens, output_hidden_states=True).hidden_states[1]
     handle.remove()
-    return stream, heard["out"]
+    return stream, captured["out"]
 
 
 @torch.no_grad()
@@ -136,12 +136,12 @@ def test_the_drop_of_a_bridge_and_what_its_head_explains(of_gpt2):
 
 
 def test_heads_are_taken_out_of_a_bridge_and_averaged_over():
-    seen = view(bridged(planted_gpt2(), "planted"))
+    viewed = view(bridged(planted_gpt2(), "planted"))
     probe = repeated_tokens(N, d_vocab=D_VOCAB, bos=0, n_sequences=SEQUENCES)
     other = repeated_tokens(2 * N, d_vocab=D_VOCAB, bos=0, n_sequences=SEQUENCES, seed=1)
-    patches = Patches(seen, probe.tokens, other.tokens[:, :N_POS], 0.2, 1, 0)
+    patches = Patches(viewed, probe.tokens, other.tokens[:, :N_POS], 0.2, 1, 0)
     removal = Removal(patches, probe)
-    scores = induction_candidates(seen, probe, 1, math.nan, partial(removal.under, ["L0H0"]))
+    scores = induction_candidates(viewed, probe, 1, math.nan, partial(removal.under, ["L0H0"]))
     assert float(scores.sel(measure="score", head="L1H0")) < 0.2
     clean = removal.losses([]).second.mean()
     with averaged(patches, ["L1H0"]):

@@ -83,8 +83,8 @@ def test_it_says_what_it_is():
     result = patched(measured.build("gpt"), direction="noise")
     assert result.labels["measure"] == ("estimate", "exact", "error")
     assert (result.axes, result.unit) == (("measure", "head"), "logits")
-    told = {"direction": "noise", "metric": "logit_difference", "n_sequences": 3}
-    assert told.items() <= result.provenance.items()
+    facts = {"direction": "noise", "metric": "logit_difference", "n_sequences": 3}
+    assert facts.items() <= result.provenance.items()
     assert result.provenance["variant"] == "noising, logit difference"
     assert patched(measured.build("gpt"), ["L0.mlp"]).axes[1] == "component"
 

@@ -44,9 +44,9 @@ def test_parts_add_up_to_the_models_scores_and_outputs(name):
         circuits = lag_circuits(model, head, tokens)
         scores = torch.tensor(circuits.scores.values).sum((0, 1))
         expected = cache["attn_scores", layer][0, index]
-        seen = expected.isfinite()
-        assert (scores.isnan() == ~seen).all()
-        assert readers.close(scores[seen], expected[seen], torch.float64)
+        visible = expected.isfinite()
+        assert (scores.isnan() == ~visible).all()
+        assert readers.close(scores[visible], expected[visible], torch.float64)
         written = torch.tensor(circuits.outputs.values).sum(0)
         result = cache[f"blocks.{layer}.attn.hook_result"][0, :, index]
         assert readers.close(written, result, torch.float64)
@@ -57,9 +57,9 @@ def test_parts_add_up_in_float32_too():
     _, cache = model.run_with_cache(tokens)
     circuits = lag_circuits(model, "L2H1", tokens)
     expected = cache["attn_scores", 2][0, 1]
-    seen = expected.isfinite()
+    visible = expected.isfinite()
     scores = torch.tensor(circuits.scores.values).sum((0, 1)).float()
-    assert readers.close(scores[seen], expected[seen], torch.float32)
+    assert readers.close(scores[visible], expected[visible], torch.float32)
 
 
 def test_every_cell_is_computed_by_brute_force():
@@ -170,8 +170,8 @@ def test_removing_a_pair_takes_exactly_its_part_from_one_head(name, mask):
         circuits = lag_circuits(model, head, sequence[None, real])
         part = circuits.scores.sel(query_lag="lag 0", key_lag="lag 1").values
         found = (was - now)[row, index, real, real].numpy()
-        seen = ~np.isnan(part)
-        np.testing.assert_allclose(found[seen], part[seen], atol=1e-9)
+        visible = ~np.isnan(part)
+        np.testing.assert_allclose(found[visible], part[visible], atol=1e-9)
 
 
 def test_padding_on_the_left_adds_nothing_to_the_part_that_is_removed():
@@ -185,8 +185,8 @@ def test_padding_on_the_left_adds_nothing_to_the_part_that_is_removed():
     scores = lag_circuits(model, "L1H1", tokens[1:, 3:]).scores
     part = scores.sel(query_lag="lag 0", key_lag="lag 1").values
     found = (before["attn_scores", 1] - after["attn_scores", 1])[1, 1, 3:, 3:].numpy()
-    seen = ~np.isnan(part)
-    np.testing.assert_allclose(found[seen], part[seen], atol=1e-9)
+    visible = ~np.isnan(part)
+    np.testing.assert_allclose(found[visible], part[visible], atol=1e-9)
 
 
 def test_removing_all_pairs_leaves_the_constants():
@@ -196,9 +196,9 @@ def test_removing_all_pairs_leaves_the_constants():
         _, cache = model.run_with_cache(tokens)
     parts = lag_circuits(model, "L1H0", tokens[:1]).scores
     constants = parts.values.sum((0, 1)) - parts.values[:3, :3].sum((0, 1))
-    seen = ~np.isnan(constants)
+    visible = ~np.isnan(constants)
     found = cache["attn_scores", 1][0, 0].detach().numpy()
-    np.testing.assert_allclose(found[seen], constants[seen], atol=1e-9)
+    np.testing.assert_allclose(found[visible], constants[visible], atol=1e-9)
 
 
 def test_removing_the_matching_pair_ends_induction():
@@ -230,9 +230,9 @@ def test_another_sequences_part_is_what_is_subtracted(name):
     for row in range(len(tokens)):
         circuits = lag_circuits(model, head, other[row % 2][None])
         part = circuits.scores.sel(query_lag="lag 0", key_lag="lag 1").values
-        seen = ~np.isnan(part)
-        assert np.abs(part[seen]).max() > 1e-3
-        np.testing.assert_allclose(change[row, index].numpy()[seen], part[seen], atol=1e-9)
+        visible = ~np.isnan(part)
+        assert np.abs(part[visible]).max() > 1e-3
+        np.testing.assert_allclose(change[row, index].numpy()[visible], part[visible], atol=1e-9)
 
 
 def test_a_sequences_own_part_handed_in_is_the_removal():

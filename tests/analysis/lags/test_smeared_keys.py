@@ -240,8 +240,8 @@ def test_the_null_is_that_of_a_map_whose_stream_is_turned(norm, with_tokens):
     x = model.W_E[tokens[:, 1:].flatten() if with_tokens else torch.arange(200)]
     sigma = torch.cov(x.T, correction=0)
     if with_tokens:
-        heard = model.run_with_cache(tokens)[1]["blocks.1.attn.hook_q"][:, :, 0].flatten(0, 1)
-        metric = heard.T @ heard / len(heard)
+        captured = model.run_with_cache(tokens)[1]["blocks.1.attn.hook_q"][:, :, 0].flatten(0, 1)
+        metric = captured.T @ captured / len(captured)
     else:
         constants = sum(value[-1] for value in read["q"].constants.values())
         by_lag = [x.mean(0) @ one for one in read["q"].maps]
@@ -331,9 +331,10 @@ def test_tokens_give_the_numbers_of_the_field_by_brute_force(name):
     assert found["smear"] == pytest.approx(vectors[0, 1] / vectors[:, 1].sum())
     assert found["smear_fit"] == pytest.approx(values[1] / values.sum())
 
-    heard = cache[readers.key_hook(model, layer, "k")][:, start:, 0].flatten(0, 1)
+    captured = cache[readers.key_hook(model, layer, "k")][:, start:, 0].flatten(0, 1)
     account = sum(x[:, start - lag : 8 - lag].flatten(0, 1) @ m for lag, m in enumerate(read.maps))
     length = [
-        float(torch.einsum("ij,ji", torch.cov(k.T), queries)) for k in (heard - account, heard)
+        float(torch.einsum("ij,ji", torch.cov(k.T), queries))
+        for k in (captured - account, captured)
     ]
     assert found["predicted"] == pytest.approx(1 - length[0] / length[1])

@@ -6,7 +6,7 @@ from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path
 
-from interp.data.corpus import HUGGING_FACE, KNOWN, PYTHON_DOCS, Corpus, Reader
+from interp.data.corpus import HUGGING_FACE, KNOWN, PYTHON_DOCS, Corpus, Documents
 from interp.data.hugging_face import dataset_path, read_dataset
 from interp.data.python_docs import package_of, read_python_docs
 
@@ -79,7 +79,7 @@ def check_source(source: str) -> None:
         _files(source)
 
 
-def _first(documents: Reader, limit: int | None) -> Reader:
+def _first(documents: Documents, limit: int | None) -> Documents:
     return documents if limit is None else lambda: islice(documents(), limit)
 
 
