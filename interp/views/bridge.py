@@ -33,8 +33,6 @@ NORMS = ("NormalizationBridge", "RMSNormalizationBridge")
 class BridgeView(ForeignView):
     """The bridge's own hook points, and those of the convolutions inside, where its are silent."""
 
-    # A bridge can be handed a stream, but runs the layers below it all the same.
-
     def __init__(self, model: Any):
         cfg = model.cfg
         super().__init__(model, int(cfg.n_ctx), int(cfg.d_vocab), int(cfg.n_layers))
@@ -97,6 +95,10 @@ class BridgeView(ForeignView):
         others = [hook for hook in hooks if hook[0] not in points]
         with self._lags.hooked(own), super().hooked(others):
             yield
+
+    @property
+    def _blocks(self) -> Sequence[nn.Module]:
+        return list(self.model.blocks)
 
     @property
     def _query_hooks(self) -> Collection[str]:

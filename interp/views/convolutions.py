@@ -195,6 +195,7 @@ class Layers:
         self.running: int | None = None
         self.n_pos = 0
         self.gives_tensor = True
+        self.on_leaving: Callable[[bool], None] | None = None
         self._enter, self._leave = enter, leave
 
     @contextmanager
@@ -224,6 +225,8 @@ class Layers:
 
     def _after(self, layer: int, module: nn.Module, args: Any, kwargs: Any, out: Any) -> Any:
         self.gives_tensor = isinstance(out, Tensor)
+        if self.on_leaving is not None:
+            self.on_leaving(self.gives_tensor)
         if self._leave is not None:
             out = (
                 self._leave(layer, out)
@@ -232,6 +235,41 @@ class Layers:
             )
         self.running = None
         return out
+
+
+@contextmanager
+def passed_over(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, these layers let the stream pass, and compute nothing."""
+    before = {block: vars(block).get("forward") for block in blocks}
+    try:
+        for block in before:
+            vars(block)["forward"] = _stream_of
+        yield
+    finally:
+        for block, forward in before.items():
+            if forward is None:
+                vars(block).pop("forward", None)
+            else:
+                vars(block)["forward"] = forward
+
+
+def _stream_of(*args: Any, **kwargs: Any) -> Tensor:
+    """The stream that a layer is called with."""
+    return next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim == 3)
+
+
+@contextmanager
+def started(blocks: Sequence[nn.Module], layer: int, stream: Stream) -> Iterator[None]:
+    """Inside, a pass begins at a layer, from this stream; at their number, above all of them."""
+
+    def enter(number: int, x: Stream) -> Stream:
+        return stream if number == layer else x
+
+    def leave(number: int, x: Stream) -> Stream:
+        return stream if number == layer - 1 == len(blocks) - 1 else x
+
+    with passed_over(blocks[:layer]), Layers(blocks, enter, leave).followed():
+        yield
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,22 @@
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor
+from torch import Tensor, nn
 
+from interp.models.description import stream_hook
 from interp.models.hooks import undisturbed, without_hooks
 from interp.models.shapes import Logits, Scores, Stream, Tokens
+from interp.views.convolutions import Layers, started
 from interp.views.entries import Entries, entries_of
 from interp.views.outputs import NoOutputs, Outputs, OutputsOfLogits, at_positions
 from interp.views.protocol import ReadEntries, ReadHook, View
 from interp.views.running import Hook, Start
+
+_can_start: "WeakKeyDictionary[Any, bool]" = WeakKeyDictionary()
 
 
 class NotComputedError(ValueError):
@@ -23,7 +28,7 @@ class NotComputedError(ValueError):
 class ForeignView(View):
     """Patterns are reduced in the hook and never stored."""
 
-    starts_anywhere = False  # a pass begins at the tokens
+    spells_out = True
 
     def __init__(self, model: Any, n_ctx: int, d_vocab: int, n_layers: int):
         self.model = model
@@ -34,6 +39,49 @@ class ForeignView(View):
     def predicts(self) -> bool:
         """Whether the model gives logits."""
         return True
+
+    @property
+    @abstractmethod
+    def _blocks(self) -> Sequence[nn.Module]:
+        """The layers."""
+
+    @property
+    def starts_anywhere(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether lower layers can be passed over: held against whole runs on a few tokens, once.
+
+        Not where a layer gives more than the stream, or reads what others below it have kept.
+        """
+        if self.model not in _can_start:
+            with without_hooks(self.model):
+                _can_start[self.model] = self._starts_alike()
+        return _can_start[self.model]
+
+    def _starts_alike(self) -> bool:
+        last = stream_hook(self.n_layers - 1, "resid_post")
+        middles = {self.n_layers // 2, self.n_layers - 1}
+        names = {layer: stream_hook(layer, "resid_pre") for layer in middles}
+        if not {last, *names.values()} <= set(self.hooks):
+            return False
+        tokens = torch.arange(min(8, self.n_ctx))[None] % self.d_vocab
+        layers, plain = Layers(self._blocks), []
+        layers.on_leaving = plain.append
+        with layers.followed():
+            whole = self.capture(tokens, [last, *names.values()])
+        if not all(plain):
+            return False
+        for layer, name in names.items():
+            above = self.capture(tokens, [last], start=Start(layer, whole[name]))
+            if not torch.equal(above[last], whole[last]):
+                return False
+        return True
+
+    def _run_from(
+        self, tokens: Tokens, hooks: Sequence[Hook], return_type: str | None, start: Start | None
+    ) -> Any:
+        if start is None:
+            return self._run(tokens, hooks, return_type)
+        with started(self._blocks, start.layer, start.stream):
+            return self._run(tokens, hooks, return_type)
 
     @abstractmethod
     def _run(self, tokens: Tokens, hooks: Sequence[Hook], return_type: str | None) -> Any:
@@ -102,8 +150,6 @@ class ForeignView(View):
         hooks: Sequence[Hook] = (),
     ) -> Outputs:
         """From the logits; those of other positions are not computed."""
-        if start is not None:
-            raise ValueError(f"{self.name} runs from its tokens on; leave start out")
 
         def cut(stream: Stream, hook: Any) -> Tensor:
             return at_positions(stream, positions)
@@ -111,7 +157,8 @@ class ForeignView(View):
         at = "unembed.hook_in"
         cuts = [(at, cut)] if positions is not None and at in self.hooks else []
         with self.running():
-            logits = self._run(tokens, [*hooks, *cuts], "logits" if self.predicts else None)
+            asked = "logits" if self.predicts else None
+            logits = self._run_from(tokens, [*hooks, *cuts], asked, start)
         if not self.predicts:
             return NoOutputs(self.name)
         return OutputsOfLogits(logits if cuts else at_positions(logits, positions))
@@ -138,7 +185,7 @@ class ForeignView(View):
             return self._pattern(layer), lambda pattern, hook: at_pattern(layer, pattern)
 
         read_hooks = [read_hook(layer) for layer in layers]
-        self._run(tokens, [*hooks, *read_hooks], None)
+        self._run_from(tokens, [*hooks, *read_hooks], None, start)
         self._refuse_silence(list(silent))
 
     def _check_pattern(self, layer: int, n_heads: int, pattern: Scores) -> None:

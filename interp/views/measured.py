@@ -13,8 +13,7 @@ what the norms of queries and keys multiply with, per token. A random n then has
 formula says, or the layer is no such map and is refused.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -39,7 +38,7 @@ from interp.models.linear import (
     wide,
 )
 from interp.models.shapes import Heads
-from interp.views.convolutions import Layers
+from interp.views.convolutions import Layers, passed_over
 from interp.views.interception import ATTENTION, Interception, module_hooks
 from interp.views.wrapping import WrappedModel
 
@@ -417,11 +416,13 @@ class Measured:
         after: dict[nn.Module, Callable[..., Any]] = dict.fromkeys(self.behind, _unchanged)
         if self.norm is not None:
             after[self.norm] = put
-        model = self.model
+        model, plain = self.model, self.model.plan.gives_tensor
+        lower = zip(model._layer_modules[: self.layer], plain, strict=False)
+        below = [block for block, one in lower if one]  # what they would write is put aside anyhow
         with undisturbed(model), torch.set_grad_enabled(n.requires_grad), model.ready():
             try:
                 with (
-                    self._passing_below(),
+                    passed_over(below),
                     module_hooks(after=after),
                     layers.followed(),
                     Interception({ATTENTION: attend}, exact=n.dtype == torch.float64),
@@ -430,29 +431,6 @@ class Measured:
             except _Attends:
                 return found
         raise ValueError(self._refusal("it did not attend"))
-
-    @contextmanager
-    def _passing_below(self) -> Iterator[None]:
-        """Inside, layers below let the stream pass: what they would write is put aside anyhow."""
-        blocks = self.model._layer_modules[: self.layer]
-        plain = self.model.plan.gives_tensor
-        passing = [block for block, one in zip(blocks, plain, strict=False) if one]
-        before = {block: vars(block).get("forward") for block in passing}
-        try:
-            for block in passing:
-                vars(block)["forward"] = _stream_of
-            yield
-        finally:
-            for block, forward in before.items():
-                if forward is None:
-                    vars(block).pop("forward", None)
-                else:
-                    vars(block)["forward"] = forward
-
-
-def _stream_of(*args: Any, **kwargs: Any) -> Tensor:
-    """The stream that a layer is called with."""
-    return next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim == 3)
 
 
 def _unchanged(module: nn.Module, args: Any, kwargs: Any, out: Any) -> Any:

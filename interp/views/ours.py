@@ -25,6 +25,7 @@ class OurView(View):
 
     model: HookedSequenceModel
     starts_anywhere = True
+    starts_within = True
     starts_from_tables = True
 
     def __init__(self, model: HookedSequenceModel):

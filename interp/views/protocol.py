@@ -35,6 +35,10 @@ class View(Running):
 
     starts_anywhere: bool
     """Whether a forward pass can begin at a `Start`."""
+    starts_within: bool = False
+    """Whether it can begin above the mixer of a layer, too."""
+    spells_out: bool = False
+    """Whether every pass computes all attention patterns and all logits that it is asked for."""
     keeps_gradients = False
     """Whether passes can be differentiated: inside `with view.gradients()`."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from interp.models.description import ALL, Attending, Place, Reader, Sublayer, Term, Writer
 from interp.models.hooks import undisturbed
@@ -69,6 +69,10 @@ class WrappedView(ForeignView):
     def predicts(self) -> bool:
         """Whether the module gives logits."""
         return self.plan.has_logits
+
+    @property
+    def _blocks(self) -> Sequence[nn.Module]:
+        return self.model._layer_modules
 
     @property
     def _query_hooks(self) -> Collection[str]:

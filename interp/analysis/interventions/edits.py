@@ -83,8 +83,10 @@ class Entry:
             return cls(viewed.n_layers, stream_hook(viewed.n_layers - 1, "resid_post"))
         here = [site for site in sites if site.reads[0] == layer]
         mixed = mixer(viewed, layer)
-        added = mixed is not None and all(
-            site.stream == mixed or site.is_after_mixer for site in here
+        added = (
+            viewed.starts_within
+            and mixed is not None
+            and all(site.stream == mixed or site.is_after_mixer for site in here)
         )
         return cls(layer, stream_hook(layer, "resid_pre"), mixed if added else None)
 

@@ -73,7 +73,7 @@ class Sweep:
     def _rows(self, changes: Sequence[Change]) -> int:
         if self.max_batch is not None:
             return self.max_batch
-        bridged, spelled_out = not self.viewed.starts_anywhere, {*self.viewed.patterns.values()}
+        bridged, spelled_out = self.viewed.spells_out, {*self.viewed.patterns.values()}
         patterns = any(site.hook in spelled_out for one in changes for site in one.unit.sites)
         return rows_that_fit(
             self.viewed,
