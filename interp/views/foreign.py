@@ -69,6 +69,7 @@ class ForeignView(View):
             whole = self.capture(tokens, [last, *names.values()])
         if not all(plain):
             return False
+        self.capture(tokens.flip(1), [last])  # what a layer keeps of a run is another's now
         for layer, name in names.items():
             above = self.capture(tokens, [last], start=Start(layer, whole[name]))
             if not torch.equal(above[last], whole[last]):

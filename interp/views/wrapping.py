@@ -20,7 +20,7 @@ from interp.models.checks import require
 from interp.models.hooks import HookPoint, nearest, undisturbed
 from interp.models.lens_config import LensConfig
 from interp.models.linear import FrozenNorm, later
-from interp.models.shapes import Logits, Stream, Tokens
+from interp.models.shapes import Stream, Tokens
 from interp.views.convolutions import ConvCall, Convolution, LagPoints, Layers
 from interp.views.interception import ATTENTION, CONV, LINEAR, Interception, module_hooks
 from interp.views.plan import LayerPlan, NormBehind, Plan, read_plan, sites_of
@@ -244,8 +244,10 @@ class WrappedModel(HookedRootModule):
             dtype=weight.dtype,
         )
 
-    def forward(self, tokens: Tokens, return_type: str | None = "logits") -> Logits | None:
-        """The module's own logits.
+    def forward(
+        self, tokens: Tokens, return_type: str | None = "logits"
+    ) -> Float[Tensor, "batch _ vocab"] | None:
+        """The module's own logits, at the positions that a hook on `unembed.hook_in` leaves.
 
         Raises:
             ValueError: another return type, or the module gives no logits.

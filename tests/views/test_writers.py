@@ -354,7 +354,7 @@ def test_a_mixer_is_called_mamba_only_where_it_is_one():
 
 def test_what_a_bridge_has_no_answer_to_is_said_truly():
     tokens = probe(9)
-    with pytest.raises(TypeError, match=r"convolutions that this analysis cannot read yet"):
+    with pytest.raises(TypeError, match=r"convolutions through which this analysis cannot read"):
         interp.detect_smeared_keys(models("lfm2")[1])
     with pytest.raises(ValueError, match=r"it has no heads; embed, L0\.mamba, L1\.mamba write"):
         interp.ablate(models("mamba")[1], tokens, control="none")
