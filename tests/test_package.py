@@ -71,6 +71,14 @@ def test_dir_shows_public_names_and_subpackages_only():
     assert folders == {*SUBPACKAGES} - {"report"}
 
 
+@pytest.mark.parametrize("package", [name for name in SUBPACKAGES if name != "report"])
+def test_dir_of_a_subpackage_shows_what_it_offers_and_its_own_packages(package: str):
+    module = importlib.import_module(f"interp.{package}")
+    folders = {path.parent.name for path in (ROOT / "interp" / package).glob("*/__init__.py")}
+    assert sorted(dir(module)) == sorted({*module.__all__} | folders)
+    assert not [name for name in dir(module) if name.startswith("_")]
+
+
 @pytest.mark.parametrize("package", OFFERING)
 def test_what_a_package_offers_interp_offers(package: str):
     module = importlib.import_module(package)

@@ -53,6 +53,17 @@ def keeping(names: Collection[str], kept: dict[str, Tensor], stop: bool = False)
 class Start:
     """Where a forward pass begins, if not at the tokens.
 
+    Layer l makes of the stream x that enters it, with y what its mixers write,
+
+        x' = x + y,    x_next = x' + MLP(x'),
+
+    each reading through its norm (with post-norm, x' = norm(x + y), and so on; without residual,
+    x' = y). Of what is known already nothing is run again:
+
+    * x: `stream`, from a run in which nothing below had been changed;
+    * y: `mixed`, the mixers' own run with the change put in; without it they run, from x;
+    * MLP(x') and all layers above: run as always, and their hook points with them.
+
     Attributes:
         layer: the first layer to run; the number of layers where only the end is left.
         stream: what enters it.

@@ -16,6 +16,7 @@ from interp.analysis.circuits.head_maps import (
     check_pre_norm,
     convolutions,
     lag_maps,
+    lag_names,
     layer_heads,
     padded,
     unmapped,
@@ -245,7 +246,7 @@ def _reading(
 
 def _names(heads: Sequence[str], maps: Float[Tensor, "head lag _ d_model"]) -> tuple[str, ...]:
     """A head stands for what reads the current token, and its lags for what reads earlier ones."""
-    lags = ("", *(f" lag {lag}" for lag in range(1, maps.shape[1])))
+    lags = ("", *(f" {lag}" for lag in lag_names(maps.shape[1])[1:]))
     return tuple(head + lag for head in heads for lag in lags)
 
 

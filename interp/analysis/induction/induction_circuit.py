@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from interp.analysis.circuits.composition import composition_scores
+from interp.analysis.circuits.head_maps import lag_names
 from interp.analysis.heads.targets import column, measure, stripe
 from interp.analysis.induction import words
 from interp.analysis.induction.candidates import (
@@ -375,7 +376,8 @@ def _composition(viewed: View, edges: Sequence[Edge], seed: int) -> dict[str, tu
     found = {}
     for edge in edges:
         kind, source = edge.channel.upper(), edge.sender.replace(".lag", " lag ")
-        ends = [end for end in table.labels["target"] if str(end).split()[0] == edge.receiver]
+        by_lag = {edge.receiver, *(f"{edge.receiver} {lag}" for lag in lag_names(viewed.n_ctx))}
+        ends = [end for end in table.labels["target"] if end in by_lag]
         if kind and source in table.labels["source"] and ends:
             part = table.sel(kind=kind, source=source, target=ends)
             excess, z = (part.sel(measure=name).values for name in ("excess", "z"))
