@@ -295,6 +295,8 @@ class _Joint:
         batch, before = self.batch, self._before(hook)
         viewed, reads = batch.viewed, batch.viewed.order(hook)[0]
         sent = parts_below([part for sender in senders for part in sender.parts], reads)
+        if not before and (direct := self._direct(hook, reads, sent)) is not None:
+            return direct
         names = between(viewed, sent, reads)
         held = batch.now(before, names)
         levels = sorted({part.site.reads for part in sent})
@@ -324,6 +326,67 @@ class _Joint:
             else:
                 held |= batch.now(lower._made, own)
         return batch.run(live, [hook], held)[hook]
+
+    def _direct(self, hook: str, reads: Order, sent: Sequence[UnitPart]) -> Tensor | None:
+        """The same without a pass through what lies between; None where that cannot be.
+
+        What every layer between writes is held, so the stream that the receiver reads is that of
+        the clean run with the senders' differences added,
+
+            x' = x + Σ_i Δ_i W_i,
+
+        and only the receiver's own layer runs, from x' on, up to what it reads. A receiver that is
+        the stream needs no run at all.
+        """
+        batch, viewed = self.batch, self.batch.viewed
+        layer, step = reads
+        plain = batch.starts and viewed.sums_up and not batch.holds_patterns
+        plain = plain and self.rotation is None
+        if not plain or step not in (Step.READ, Step.AFTER):
+            return None
+        stream = hook if step == Step.AFTER else stream_hook(layer, "resid_pre")
+        change = _stream_change(sent, layer, batch)
+        if change is None or stream not in batch.clean:
+            return None
+        changed = batch.clean[stream] + change.to(batch.clean[stream])
+        if step == Step.AFTER:
+            return changed
+        return viewed.capture(batch.tokens, [hook], start=Start(layer, changed))[hook]
+
+
+def _stream_change(sent: Sequence[UnitPart], layer: int, batch: Batch) -> Tensor | None:
+    """What replacing these adds to the stream above their layers; None if that is not linear."""
+    change: Tensor | None = None
+    by_hook: dict[str, list[Site]] = {}
+    for part in sent:
+        site = part.site
+        if part.sender is not None or site.stream is None or site.writer is None:
+            return None
+        if site.writer.layer >= layer or any(term.kind == "out.lag" for term in site.terms):
+            return None
+        by_hook.setdefault(site.hook, []).append(site)
+    for hook, sites in by_hook.items():
+        writer = sites[0].writer
+        assert writer is not None
+        if hook not in batch.clean or any(
+            other.hook != hook and other.writer == writer for other in _sites_of(sent)
+        ):
+            return None  # a sublayer and one of its terms at once: the first replaces the second
+        edits = [Edit(site, site.of(batch.other[hook])) for site in sites]
+        difference = edited(batch.clean[hook], edits) - batch.clean[hook]
+        terms = {term.label: term for site in sites for term in site.terms}
+        if hook == writer.hook:
+            added = writer.term(difference)
+        else:
+            added = functools.reduce(
+                operator.add, (t.spread(t.projected(difference)) for t in terms.values())
+            )
+        change = added if change is None else change + added
+    return change
+
+
+def _sites_of(parts: Sequence[UnitPart]) -> list[Site]:
+    return [part.site for part in parts]
 
 
 def _at(name: str, edits: Sequence[Edit]) -> list[Edit]:
