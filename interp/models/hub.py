@@ -141,8 +141,8 @@ class HubMixin(PyTorchModelHubMixin, library_name="interp", tags=["mechanistic-i
                 f"{source} holds a {architecture}, not a {cls.__name__}; "
                 f"use interp.load({source!r})"
             )
-        state = _read_weights(files[WEIGHTS])
-        model = kind.from_config(config, tokenizer=_read_tokenizer(files))
+        state = read_weights(files[WEIGHTS])
+        model = kind.from_config(config, tokenizer=read_tokenizer(files))
         expected = cast(Any, model).state_dict()
         require_weights(state, {n: x.shape for n, x in expected.items()}, source, "weight")
         for name, tensor in state.items():
@@ -159,7 +159,7 @@ class HubMixin(PyTorchModelHubMixin, library_name="interp", tags=["mechanistic-i
 def _find_files(source: str, download: dict[str, Any]) -> dict[str, Path]:
     directory = bundled().get(source, Path(source))
     if directory.is_dir():
-        return _files_in(directory)
+        return files_in(directory)
     if directory.exists():
         raise ValueError(f"{source} is a file; give the directory that save_pretrained wrote")
     if "/" not in source:  # a hub repository is called owner/name
@@ -194,7 +194,8 @@ def _download(source: str, download: dict[str, Any]) -> dict[str, Path]:
     return files
 
 
-def _files_in(directory: Path) -> dict[str, Path]:
+def files_in(directory: Path) -> dict[str, Path]:
+    """A saved model's files by name; without config or weights it is refused."""
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
             pickled = sorted(
@@ -214,7 +215,10 @@ def _read_config(path: Path) -> tuple[str, ModelConfig]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(data, dict) or not isinstance(data.get("architecture"), str):
-        raise ValueError(f"{path} is not an interp config: it names no architecture")
+        raise ValueError(
+            f"{path} is not an interp config: it names no architecture. A model of transformers "
+            "is saved without one: interp.load gives one from a directory"
+        )
     architecture = data.pop("architecture")
     try:
         return architecture, ModelConfig.from_dict(data)
@@ -222,7 +226,8 @@ def _read_config(path: Path) -> tuple[str, ModelConfig]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; what is anything else is refused."""
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -238,7 +243,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _read_tokenizer(files: dict[str, Path]) -> Any:
+def read_tokenizer(files: dict[str, Path]) -> Any:
+    """The tokenizer among a saved model's files, or None."""
     if TOKENIZER not in files:
         return None
     from transformers import PreTrainedTokenizerFast

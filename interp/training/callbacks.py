@@ -5,12 +5,20 @@ from typing import Any, cast
 
 from datasets import Dataset
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from interp.analysis import head_scores, in_context_learning_score, repeated_sequence_loss
 from interp.analysis.probes.sequences import copy_length
 from interp.models import HookedSequenceModel
 from interp.models.shapes import Tokens
+from interp.training.loss import NextTokenLoss
+from interp.views import view
 
 TEXT_BLOCKS = 256
 PROBE_SEQUENCES = 32
@@ -21,7 +29,7 @@ class ProbeCallback(TrainerCallback):
 
     def __init__(
         self,
-        whole_model: Callable[[], HookedSequenceModel | None],
+        whole_model: Callable[[], HookedSequenceModel | PreTrainedModel | None],
         log: Callable[[dict[str, float]], None],
         text: Dataset,
     ):
@@ -34,12 +42,12 @@ class ProbeCallback(TrainerCallback):
         """The Trainer calls this on every process; the one that is given the model measures it."""
         model = self.whole_model()
         if model is not None:
-            self.log(probe(model, self.text))
+            self.log(probe(NextTokenLoss.of(model).analysable, self.text))
 
 
-def probe(model: HookedSequenceModel, text: Tokens) -> dict[str, float]:
+def probe(model: Any, text: Tokens) -> dict[str, float]:
     """The numbers of one moment of training, under the names that the history uses."""
-    n = copy_length(model.config.n_ctx)
+    n = copy_length(view(model).n_ctx)
     scores = head_scores(model, n=n, n_sequences=PROBE_SEQUENCES)
     repeated = repeated_sequence_loss(model, n=n, n_sequences=PROBE_SEQUENCES)
     best = {

@@ -18,9 +18,11 @@ from interp.analysis import (
 from interp.analysis.probes.sequences import copy_length
 from interp.data.prepared import Prepared
 from interp.results.result import Result, reading, versions
-from interp.training.flops import flops_per_token
+from interp.training.flops import flops_of
+from interp.training.loss import NextTokenLoss
 from interp.training.recipe import Recipe
 from interp.training.text import text_of
+from interp.views import view
 
 TAGS = ["mechanistic-interpretability", "induction-heads"]
 
@@ -73,19 +75,23 @@ about random tokens: the drop is what counts.
 
 def write_card(directory: Path, recipe: Recipe, prepared: Prepared) -> None:
     """Measure the saved model and write its README.md and scores.json."""
-    model = models.load(str(directory))
-    n = copy_length(model.config.n_ctx)
+    loaded = models.load(str(directory))
+    model = NextTokenLoss.of(loaded).analysable
+    viewed = view(model)
+    n = copy_length(viewed.n_ctx)
     text = text_of(prepared.held_out)
     scores = head_scores(model, n=n).sel(score="induction")
     best = scores.sel(head=scores.best())
     repeated = repeated_sequence_loss(model, n=n)
     loss = loss_by_position(model, text.tokens).values.mean()
     icl = in_context_learning_score(model, text.tokens, groups=text.groups)
-    twin = recipe.build(model.config.d_vocab, model.tokenizer)
-    untrained = head_scores(twin, n=n).sel(score="induction").values.max()
-    flops = flops_per_token(model.config)
+    twin = recipe.build(viewed.d_vocab, viewed.tokenizer)
+    untrained = (
+        head_scores(NextTokenLoss.of(twin).analysable, n=n).sel(score="induction").values.max()
+    )
+    flops = flops_of(loaded, recipe.n_ctx)
     numbers = {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": sum(parameter.numel() for parameter in loaded.parameters()),
         "flops_per_token": flops.total,
         "training_seed": recipe.seed,
         "tokens_read": recipe.tokens,
@@ -119,7 +125,7 @@ def write_card(directory: Path, recipe: Recipe, prepared: Prepared) -> None:
         blocks=_blocks(recipe, prepared),
         held_out_blocks=len(prepared.held_out),
         tokenizer=recipe.tokenizer,
-        d_vocab=model.config.d_vocab,
+        d_vocab=viewed.d_vocab,
         tokens=recipe.tokens,
         epochs=_epochs(recipe, prepared),
         table="\n".join(f"| {what} | {number} |" for what, number in rows.items()),
@@ -127,7 +133,7 @@ def write_card(directory: Path, recipe: Recipe, prepared: Prepared) -> None:
         n_sequences=best.provenance["n_sequences"],
         n_groups=icl.provenance["n_groups"],
         seed=best.provenance["seed"],
-        uniform=math.log(model.config.d_vocab),
+        uniform=math.log(viewed.d_vocab),
         recipe_seed=recipe.seed,
         commit=_commit(),
         versions=", ".join(f"{package} {version}" for package, version in versions().items()),

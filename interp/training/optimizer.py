@@ -62,8 +62,8 @@ def _groups(
         by_layout.setdefault(layouts.get(name), {})[name] = parameter
     rest = by_layout.pop(None)
     adamw = {"lr": recipe.learning_rate, "betas": (0.9, recipe.adam_beta2), "eps": 1e-8}
-    weights = [p for name, p in rest.items() if _last(name).startswith("W_")]
-    others = [p for name, p in rest.items() if not _last(name).startswith("W_")]
+    weights = [p for name, p in rest.items() if _decays(name, p)]
+    others = [p for name, p in rest.items() if not _decays(name, p)]
     groups = [
         {"params": weights, "weight_decay": recipe.weight_decay, **adamw},
         {"params": others, "weight_decay": 0.0, **adamw},
@@ -77,8 +77,9 @@ def _groups(
 def layouts_of(model: nn.Module) -> dict[str, str]:
     """Which parameters are matrices, and how each is turned into `[matrix out in]` (einops).
 
-    Every kind of layer says it of its own; what is not named here is AdamW's: embeddings, biases, a
-    depthwise convolution, which has a scalar per channel.
+    Every kind of layer says it of its own, and an `nn.Linear` of a model of `transformers` is one,
+    unless it is the unembedding; what is not named here is AdamW's: embeddings, biases, a depthwise
+    convolution, which has a scalar per channel.
 
     Raises:
         ValueError: a matrix is split between devices.
@@ -89,12 +90,17 @@ def layouts_of(model: nn.Module) -> dict[str, str]:
     'head i o -> 1 (head o) i'
     """
     layouts = {}
+    read_out = getattr(model, "get_output_embeddings", lambda: None)()
     for place, module in model.named_modules():
+        matrices: Mapping[str, str] = {}
         if isinstance(module, Mixer | FeedForward):
-            for name, layout in module.matrices.items():
-                if isinstance(weight := getattr(module, name), nn.Parameter):
-                    _refuse_split(f"{place}.{name}", weight, layout)
-                    layouts[f"{place}.{name}"] = layout
+            matrices = module.matrices
+        elif isinstance(module, nn.Linear) and module is not read_out:
+            matrices = {"weight": "o i -> 1 o i"}
+        for name, layout in matrices.items():
+            if isinstance(weight := getattr(module, name), nn.Parameter):
+                _refuse_split(f"{place}.{name}", weight, layout)
+                layouts[f"{place}.{name}"] = layout
     return layouts
 
 
@@ -195,5 +201,7 @@ def _without(gradient: Tensor, index: int | None) -> Tensor:
     return masked
 
 
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    """Ours are called W_*; of anybody else's, what is a matrix, or a stack of them, is a weight."""
+    last = name.rpartition(".")[2]
+    return last.startswith("W_") or (last == "weight" and parameter.ndim > 1)

@@ -5,13 +5,16 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import tomli_w
 
+from interp.models.hooks import nearest
 from interp.training.toml import bundled, fields_from, read_toml
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from interp.models import HookedSequenceModel
 
 _STEPS = 2000
@@ -37,12 +40,15 @@ class Recipe:
     """
 
     name: str = _help("what the run, its directory and its model are called", "run")
-    architecture: str = _help("the preset to build", "HookedConvAttn")
+    architecture: str = _help(
+        "the preset to build, or a causal language model of transformers: Lfm2ForCausalLM",
+        "HookedConvAttn",
+    )
     model: Mapping[str, Any] = field(
         default_factory=dict,
         metadata={
-            "help": "the preset's keyword arguments, without d_vocab and n_ctx; or, with layers, "
-            "those of a ModelConfig"
+            "help": "the preset's keyword arguments, without d_vocab and n_ctx; with layers, those "
+            "of a ModelConfig; for a class of transformers, the fields of its config"
         },
     )
     initial_weights: str = _help(
@@ -89,10 +95,7 @@ class Recipe:
     compile: bool = _help("run the model through torch.compile", False)
 
     def __post_init__(self) -> None:
-        known = _architectures()
-        self._require(self.architecture in known, "architecture", f"one of {', '.join(known)}")
-        initial = ("scaled", "course")
-        self._require(self.initial_weights in initial, "initial_weights", "scaled or course")
+        self._check_architecture()
         self._require(self.tokenizer in ("bpe", "characters"), "tokenizer", "bpe or characters")
         floor = 258 if self.tokenizer == "bpe" else 4
         self._require(
@@ -114,7 +117,25 @@ class Recipe:
         self._check_optimizer()
         self._check_length()
         object.__setattr__(self, "held_at_zero", tuple(self.held_at_zero))
-        for name in ("d_vocab", "n_ctx", "seed", "tokenizer"):
+
+    def _check_architecture(self) -> None:
+        ours = _architectures()
+        own, initial = ("d_vocab", "n_ctx", "seed", "tokenizer"), ("scaled", "course")
+        if self.architecture not in ours:
+            from interp.models import hugging_face
+
+            theirs = hugging_face.class_names()
+            hint = nearest(self.architecture, [*ours, *sorted(theirs)])
+            bound = f"one of {', '.join(ours)}, or a causal language model of transformers{hint}"
+            self._require(self.architecture in theirs, "architecture", bound)
+            # What its config may hold, and that its initial weights are its authors', `build` says.
+            own, initial = (), ("scaled",)
+        self._require(
+            self.initial_weights in initial,
+            "initial_weights",
+            f"{' or '.join(initial)} for {self.architecture}",
+        )
+        for name in own:
             if name in self.model:
                 raise ValueError(
                     f"recipe: model.{name} is set by the recipe itself; leave it out of [model]"
@@ -177,7 +198,7 @@ class Recipe:
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"recipe: corpus is {self.corpus!r}: {error}") from error
 
-    def build(self, d_vocab: int, tokenizer: Any = None) -> "HookedSequenceModel":
+    def build(self, d_vocab: int, tokenizer: Any = None) -> "HookedSequenceModel | PreTrainedModel":
         """A fresh model for this recipe; sizes that do not fit are refused here."""
         from interp.training.initial import as_in_the_course
         from interp.training.parts import part_of, set_to_zero
@@ -189,22 +210,27 @@ class Recipe:
                 f"recipe: [model] does not fit {self.architecture}: {error}"
             ) from error
         if self.initial_weights == "course":
-            as_in_the_course(model, self.seed)
+            as_in_the_course(cast(Any, model), self.seed)
         for name in self.held_at_zero:
             set_to_zero(*part_of(model, name))
         return model
 
-    def _build(self, d_vocab: int, tokenizer: Any) -> "HookedSequenceModel":
+    def _build(self, d_vocab: int, tokenizer: Any) -> "HookedSequenceModel | PreTrainedModel":
         from interp.models import ModelConfig
 
-        kind = _architectures()[self.architecture]
-        sizes = {**self.model, "d_vocab": d_vocab, "n_ctx": self.n_ctx}
+        sizes = {"d_vocab": d_vocab, "n_ctx": self.n_ctx}
         given = {"seed": self.seed, "tokenizer": tokenizer}
+        kind = _architectures().get(self.architecture)
+        if kind is None:
+            from interp.models import hugging_face
+
+            return hugging_face.fresh(self.architecture, self.model, **sizes, **given)
+        arguments = {**self.model, **sizes}
         if "layers" in self.model:
-            return kind.from_config(ModelConfig.from_dict(sizes), **given)
+            return kind.from_config(ModelConfig.from_dict(arguments), **given)
         if self.architecture == "HookedSequenceModel":
             raise ValueError("it has no layers; give [[model.layers]], or name a preset")
-        return kind(**sizes, **given)
+        return kind(**arguments, **given)
 
     @property
     def tokens(self) -> int:

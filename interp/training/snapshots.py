@@ -10,7 +10,13 @@ import pandas as pd
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from interp.analysis import head_scores, repeated_sequence_loss
 from interp.analysis.losses.in_context import early_and_late
@@ -19,8 +25,10 @@ from interp.models import HookedSequenceModel
 from interp.models.shapes import Tokens
 from interp.results.sampling import Sampling
 from interp.training.directory import publish, unfinished, write_whole
+from interp.training.loss import NextTokenLoss
 from interp.training.recipe import Recipe
 from interp.training.text import Text, spread
+from interp.views import view
 
 SNAPSHOTS, TABLE = "snapshots", "development.parquet"
 TRAIN_SHARE = 4
@@ -61,7 +69,7 @@ class SnapshotCallback(TrainerCallback):
 
     def __init__(
         self,
-        whole_model: Callable[[], HookedSequenceModel | None],
+        whole_model: Callable[[], HookedSequenceModel | PreTrainedModel | None],
         recipe: Recipe,
         directory: Path,
         train: Dataset,
@@ -93,9 +101,10 @@ class SnapshotCallback(TrainerCallback):
         if step not in self.steps or (model := self.whole_model()) is None:
             return
         snapshot = self.directory / SNAPSHOTS / f"step{step}"
-        model.save_pretrained(unfinished(snapshot))
+        trained = NextTokenLoss.of(model)
+        trained.save(unfinished(snapshot))
         publish(snapshot)
-        rows = measured(model, self.text)
+        rows = measured(trained.analysable, self.text)
         rows.insert(0, "step", step)
         rows.insert(1, "tokens", step * self.tokens_per_step)
         append(rows, self.directory / TABLE)
@@ -120,7 +129,7 @@ def write_table(rows: pd.DataFrame, path: Path) -> None:
     write_whole(path, content.getvalue())
 
 
-def measured(model: HookedSequenceModel, text: Mapping[str, Text]) -> pd.DataFrame:
+def measured(model: Any, text: Mapping[str, Text]) -> pd.DataFrame:
     """What a model does at one moment of its training, a row per number.
 
     `text` holds blocks for "validation" and "train".
@@ -128,7 +137,7 @@ def measured(model: HookedSequenceModel, text: Mapping[str, Text]) -> pd.DataFra
     ("L1H0", "L0 lag 1", "17-18"), `value`, `standard_error` (over random sequences, or over the
     groups of blocks), `chance`, `unit`, `n_sequences`, `n_groups` (of text).
     """
-    n = copy_length(model.config.n_ctx)
+    n = copy_length(view(model).n_ctx)
     heads, repeated = head_scores(model, n=n), repeated_sequence_loss(model, n=n)
     frames = [
         heads.to_frame().rename(columns={"score": "measure", "head": "label"}).assign(axis="head"),
@@ -164,7 +173,7 @@ def position_bins(length: int) -> list[tuple[int, int]]:
     return bins
 
 
-def _on_text(model: HookedSequenceModel, text: Text, part: str) -> pd.DataFrame:
+def _on_text(model: Any, text: Text, part: str) -> pd.DataFrame:
     """Loss and accuracy; of held-out text the loss by position and the ICL score, too."""
     losses, hits = _losses(model, text.tokens)
     length = text.tokens.shape[1]
@@ -208,21 +217,24 @@ def _row(
 
 
 @torch.no_grad()
-def _losses(model: HookedSequenceModel, text: Tokens) -> tuple[Tensor, Tensor]:
+def _losses(model: Any, text: Tokens) -> tuple[Tensor, Tensor]:
     """Each token's loss in nats and whether it was the likeliest, `[batch pos-1]`."""
-    was_training = model.training
-    model.eval()
-    losses, hits = [], []
+    viewed, losses, hits = view(model), [], []
     for some in text.split(_BLOCKS_AT_ONCE):
-        logits, loss = model(some, return_type="both", loss_per_token=True)
+        predicted = viewed.outputs(some, positions=range(text.shape[1] - 1))
+        loss, hit = predicted.losses_and_hits(some[:, 1:])
         losses.append(loss.double().cpu())
-        hits.append(logits[:, :-1].argmax(-1).cpu() == some[:, 1:])
-    model.train(was_training)
+        hits.append(hit.bool().cpu())
     return torch.cat(losses), torch.cat(hits)
 
 
-def _parameters(model: HookedSequenceModel) -> Iterator[dict[str, Any]]:
-    """Every head's share of smearing, sigmoid(α), and the Frobenius norm of every lag's map."""
+def _parameters(model: Any) -> Iterator[dict[str, Any]]:
+    """Every head's share of smearing, sigmoid(α), and the Frobenius norm of every lag's map.
+
+    Of our own models: others have other parameters.
+    """
+    if not isinstance(model, HookedSequenceModel):
+        return
     for layer in model.attention_layers:
         smear = model.attn(layer).smear
         shares: Sequence[float] = [] if smear is None else smear.detach().sigmoid().tolist()

@@ -33,7 +33,7 @@ from typing import Any, Self
 import pandas as pd
 
 from interp.models.hooks import nearest
-from interp.training.flops import flops_per_token
+from interp.training.flops import flops_of
 from interp.training.recipe import Recipe
 from interp.training.toml import bundled, read_toml
 
@@ -218,13 +218,13 @@ def collect(suite: Suite, directory: str | Path) -> pd.DataFrame:
 def _facts(run: Run) -> dict[str, Any]:
     recipe = run.recipe
     model = recipe.build(recipe.vocab_size)
-    flops = flops_per_token(model.config)
+    flops = flops_of(model, recipe.n_ctx)
     return {
         "run": recipe.name,
         "member": run.member,
         "architecture": recipe.architecture,
         "corpus": run.corpus,
-        "positions": model.config.positions,
+        "positions": getattr(model.config, "positions", ""),
         "seed": recipe.seed,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "flops_per_token": flops.total,

@@ -18,7 +18,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.utils.data import DataLoader, RandomSampler
-from transformers import EvalPrediction, PrinterCallback, Trainer, TrainerState, TrainingArguments
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -50,17 +57,17 @@ def _tokens(blocks: Dataset) -> Dataset:
 
 
 class SequenceTrainer(Trainer):
-    """The Trainer, for one of our models, a recipe, and a run's directory (`args.output_dir`)."""
+    """The Trainer, for one model, a recipe, and a run's directory (`args.output_dir`)."""
 
     def __init__(
         self,
-        model: HookedSequenceModel,
+        model: HookedSequenceModel | PreTrainedModel,
         recipe: Recipe,
         prepared: Prepared,
         args: TrainingArguments,
     ):
         super().__init__(
-            model=NextTokenLoss(model),
+            model=NextTokenLoss.of(model),
             args=args,
             train_dataset=_tokens(prepared.train) if prepared.stream is None else prepared.stream,
             eval_dataset=_tokens(prepared.held_out),
@@ -71,31 +78,26 @@ class SequenceTrainer(Trainer):
         self.remove_callback(PrinterCallback)
 
     @property
-    def sequence_model(self) -> HookedSequenceModel:
-        """The model that is being trained, whatever it is wrapped in."""
+    def loss_of_model(self) -> NextTokenLoss:
+        """What is being trained, whatever it is wrapped in."""
         wrapped = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return cast(NextTokenLoss, wrapped).model
+        return cast(NextTokenLoss, wrapped)
 
-    def whole_model(self) -> HookedSequenceModel | None:
+    def whole_model(self) -> HookedSequenceModel | PreTrainedModel | None:
         """The model on the main process, None on all others. Every process has to ask for it.
 
         Where FSDP splits the weights between processes, it is a copy put together on the CPU.
         """
         if not self.is_fsdp_enabled:
-            return self.sequence_model if self.is_world_process_zero() else None
-        state = self.accelerator.get_state_dict(self.model)
-        if not self.is_world_process_zero():
-            return None
-        model = self.sequence_model
-        copy = type(model).from_config(model.config, tokenizer=model.tokenizer)
-        copy.load_state_dict({name.removeprefix("model."): state[name] for name in state})
-        return copy
+            return self.loss_of_model.model if self.is_world_process_zero() else None
+        state = cast(dict[str, Tensor], self.accelerator.get_state_dict(self.model))
+        return self.loss_of_model.with_weights(state) if self.is_world_process_zero() else None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model as `interp.load` reads it."""
         model = self.whole_model()
         if model is not None:
-            model.save_pretrained(output_dir or self.directory)
+            NextTokenLoss.of(model).save(output_dir or self.directory)
 
     def get_train_dataloader(self) -> DataLoader:
         """Whole batches only: what is left of an epoch could not be shared out evenly."""
@@ -112,7 +114,7 @@ class SequenceTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The recipe's."""
-        self.optimizer = optimizer_for(self.sequence_model, self.recipe)
+        self.optimizer = optimizer_for(self.loss_of_model.model, self.recipe)
         return self.optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -156,7 +158,7 @@ class SequenceTrainer(Trainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        stored = NextTokenLoss(HookedSequenceModel.from_pretrained(resume_from_checkpoint))
+        stored = self.loss_of_model.stored(resume_from_checkpoint)
         whole = StateDictOptions(full_state_dict=True)
         set_model_state_dict(cast(nn.Module, self.model), stored.state_dict(), options=whole)
 

@@ -107,7 +107,7 @@ def narrow(recipe: Recipe, **changes: Any) -> Recipe:
 
 
 def test_there_are_the_reference_recipes_and_suites():
-    assert {"conv-attn", "smeared-attn"} <= set(RECIPES)
+    assert {"conv-attn", "smeared-attn", "lfm2", "inkling"} <= set(RECIPES)
     assert set(SUITES) == {"formation", "sites", "course", "openwebtext"}
 
 
@@ -117,7 +117,8 @@ def test_a_recipe_builds_its_model(name: str):
     assert recipe.name == name
     model = recipe.build(recipe.vocab_size)
     assert type(model).__name__ == recipe.architecture
-    assert model.config.n_ctx == recipe.n_ctx
+    n_ctx = getattr(model.config, "n_ctx", getattr(model.config, "max_position_embeddings", 0))
+    assert n_ctx == recipe.n_ctx
     assert Recipe.from_toml(recipe.to_toml()) == recipe
 
 
