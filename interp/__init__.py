@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from interp.models import *
     from interp.report import write_report as write_report
     from interp.training import *
+    from interp.views import Checkpoints as Checkpoints
+    from interp.views import load as load
     from interp.views import wrap as wrap
 
     from . import analysis as analysis

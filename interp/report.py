@@ -17,10 +17,9 @@ from interp.analysis import (
 )
 from interp.analysis.probes.probe import probe_for
 from interp.analysis.probes.sequences import RepeatedTokens, copy_length
-from interp.models import load
 from interp.models.shapes import Tokens
 from interp.results.result import reading
-from interp.views import View, view
+from interp.views import View, load, view
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

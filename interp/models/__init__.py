@@ -14,8 +14,6 @@ from interp.models.presets import HookedConvAttn as HookedConvAttn
 from interp.models.presets import HookedGPT as HookedGPT
 from interp.models.presets import HookedSmearedAttn as HookedSmearedAttn
 from interp.models.presets import available as available
-from interp.models.presets import load as load
-from interp.models.revisions import Checkpoints as Checkpoints
 from interp.models.sequence import HookedSequenceModel as HookedSequenceModel
 
 if not TYPE_CHECKING:

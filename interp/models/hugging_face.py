@@ -196,5 +196,6 @@ def load(
                 f"{directory}: the weights are not this config's: {what.replace('_', ' ')} "
                 f"{', '.join(wrong[:4])}"
             )
+    model.config._name_or_path = Path(directory).name  # what results call it
     model.tokenizer = read_tokenizer(files)
     return model.to(device).eval()

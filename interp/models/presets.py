@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, Self, TypedDict, Unpack, cast
 
 from torch import Tensor
@@ -219,26 +218,6 @@ class HookedGPT(_Preset):
         mlp = MLP(4 * d_model if d_mlp is None else d_mlp)
         head = Attention(n_heads, _head_width(d_model, n_heads, d_head), bias=bias, mlp=mlp)
         self._build((head,) * n_layers, options, d_vocab=d_vocab, d_model=d_model, n_ctx=n_ctx)
-
-
-def load(name: str | Path, **kwargs: Any) -> Any:
-    """A saved model as the class it was saved from, whatever it is.
-
-    A bundled model or a directory may hold a causal language model of `transformers`, too.
-
-    Args:
-        name: a bundled checkpoint (see `available`), a directory, or a hub repository, looked up in
-            this order.
-        kwargs: `device`, `dtype`, and the hub's `revision`, `token`, `cache_dir`,
-            `local_files_only`, `force_download`.
-    """
-    from interp.models import hugging_face
-    from interp.models.hub import bundled
-
-    directory = bundled().get(str(name), Path(name))
-    if hugging_face.is_saved_in(directory):
-        return hugging_face.load(directory, **kwargs)
-    return HookedSequenceModel.from_pretrained(name, **kwargs)
 
 
 def available() -> tuple[str, ...]:

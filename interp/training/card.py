@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub import ModelCardData
 
-import interp.models as models
 from interp.analysis import (
     head_scores,
     in_context_learning_score,
@@ -75,9 +74,9 @@ about random tokens: the drop is what counts.
 
 def write_card(directory: Path, recipe: Recipe, prepared: Prepared) -> None:
     """Measure the saved model and write its README.md and scores.json."""
-    loaded = models.load(str(directory))
-    model = NextTokenLoss.of(loaded).analysable
-    viewed = view(model)
+    twin = NextTokenLoss.of(recipe.build(len(prepared.tokenizer), prepared.tokenizer))
+    trained = twin.stored(directory)
+    model, viewed = trained.analysable, view(trained.analysable)
     n = copy_length(viewed.n_ctx)
     text = text_of(prepared.held_out)
     scores = head_scores(model, n=n).sel(score="induction")
@@ -85,13 +84,10 @@ def write_card(directory: Path, recipe: Recipe, prepared: Prepared) -> None:
     repeated = repeated_sequence_loss(model, n=n)
     loss = loss_by_position(model, text.tokens).values.mean()
     icl = in_context_learning_score(model, text.tokens, groups=text.groups)
-    twin = recipe.build(viewed.d_vocab, viewed.tokenizer)
-    untrained = (
-        head_scores(NextTokenLoss.of(twin).analysable, n=n).sel(score="induction").values.max()
-    )
-    flops = flops_of(loaded, recipe.n_ctx)
+    untrained = head_scores(twin.analysable, n=n).sel(score="induction").values.max()
+    flops = flops_of(trained.model, recipe.n_ctx)
     numbers = {
-        "parameters": sum(parameter.numel() for parameter in loaded.parameters()),
+        "parameters": sum(parameter.numel() for parameter in trained.model.parameters()),
         "flops_per_token": flops.total,
         "training_seed": recipe.seed,
         "tokens_read": recipe.tokens,

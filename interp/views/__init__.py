@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from interp.models.hooks import undisturbed as undisturbed
 from interp.views.dispatch import view as view
 from interp.views.entries import Entries as Entries
+from interp.views.loading import load as load
 from interp.views.protocol import View as View
+from interp.views.revisions import Checkpoints as Checkpoints
 from interp.views.running import EverythingCaptured as EverythingCaptured
 from interp.views.running import Hook as Hook
 from interp.views.running import Start as Start

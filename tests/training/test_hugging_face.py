@@ -18,6 +18,7 @@ from interp.training import Recipe, train
 from interp.training.flops import flops_of
 from interp.training.loss import NextTokenLoss
 from interp.training.optimizer import layouts_of, optimizer_for
+from interp.views import WrappedModel
 from tests.models.test_hugging_face import LFM2, MODELS, SIZES
 
 
@@ -123,12 +124,13 @@ def test_it_learns_and_is_loaded_again(run: Path):
     assert losses[min(losses)] == pytest.approx(math.log(300), abs=0.6)
     assert losses[40] < losses[min(losses)] - 1
     model = interp.load(run)
+    assert isinstance(model, WrappedModel)
     assert model.tokenizer.decode(model.tokenizer("alpha beta")["input_ids"]) == "alpha beta"
     assert history(run, "eval_loss")[40] == pytest.approx(losses[40], abs=0.5)
 
 
 def test_its_heads_are_measured_as_it_trains(run: Path):
-    model = NextTokenLoss.of(interp.load(run)).analysable
+    model = interp.load(run)
     scores = interp.head_scores(model, n=15, n_sequences=32)
     assert history(run, "best_induction")[40] == pytest.approx(
         scores.sel(score="induction").values.max(), abs=1e-5
@@ -162,6 +164,6 @@ def test_a_tap_held_at_zero_stays_there(recipe: Recipe, tmp_path: Path):
     held = ("model.layers.0.conv.conv.weight.3",)
     recipe = small(recipe, "Lfm2ForCausalLM", held_at_zero=held, steps=6, probe_steps=6)
     model = interp.load(train(recipe, tmp_path / "run"))
-    kernel = model.model.layers[0].conv.conv.weight
+    kernel = model.original_model.model.layers[0].conv.conv.weight
     assert not kernel[3].any()
     assert kernel[2].all()

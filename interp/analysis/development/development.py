@@ -9,9 +9,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from interp.analysis.probes.probe import TAKEN_AS_INDEPENDENT
-from interp.models.revisions import Checkpoints, check_next, check_steps
 from interp.results.result import Label, Result, over_samples
 from interp.results.sampling import Groups, Sampling
+from interp.views.revisions import Checkpoints, check_next, check_steps
 
 Analysis = Callable[..., Result]
 Pairs = Iterable[tuple[int, Any]]

@@ -16,10 +16,10 @@ from interp.analysis.development.windows import (
     largest_change,
     shortest_windows,
 )
-from interp.models.revisions import check_steps
 from interp.results.intervals import student_t
 from interp.results.result import Label, Result, clock, over_samples, rounded, tokens_at
 from interp.results.sampling import Sampling
+from interp.views.revisions import check_steps
 
 CONFIDENCE, NULL = 0.95, 0.99
 INTERVAL = ("estimate", "low", "high")

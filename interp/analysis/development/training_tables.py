@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from interp.analysis.probes.probe import TAKEN_AS_INDEPENDENT
-from interp.models.revisions import told_by_recipe
 from interp.results.result import Label, Result
+from interp.views.revisions import told_by_recipe
 
 TABLE, METRICS = "development.parquet", "metrics.csv"
 ORIGIN = {

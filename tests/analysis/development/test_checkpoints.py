@@ -12,7 +12,8 @@ from torch.testing import assert_close
 from transformer_lens.model_bridge import TransformerBridge
 
 from interp.analysis import development, induction_score
-from interp.models import Checkpoints, HookedConvAttn, hub, revisions
+from interp.models import HookedConvAttn, hub
+from interp.views import Checkpoints, revisions
 from tests.analysis.bridges import bridged, hugging_face
 
 STEPS = (0, 2, 10, 100)

@@ -18,6 +18,7 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from interp.models.hub import CONFIG, WEIGHTS
 from interp.models.sequence import HookedSequenceModel
+from interp.views.loading import load
 
 SNAPSHOTS, RECIPE = "snapshots", "recipe.toml"
 SNAPSHOT = re.compile(r"step(\d+)")
@@ -91,7 +92,7 @@ class Checkpoints:
                     )
         return cls(
             tuple(folders),
-            lambda step: HookedSequenceModel.from_pretrained(folders[step], device=device),
+            lambda step: load(folders[step], device=device),
             {"run": directory.resolve().name, **told_by_recipe(directory)},
         )
 
