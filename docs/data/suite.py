@@ -33,9 +33,8 @@ import interp
 from interp.analysis import InductionScore, RepeatedTokens, Result
 from interp.analysis.losses.in_context import early_and_late
 from interp.data.blocks import open_table
-from interp.models import Checkpoints
 from interp.training.text import Text, spread
-from interp.views import view
+from interp.views import Checkpoints, view
 
 HERE = Path(__file__).parent
 STEPS = (0, 45, 86, 120, 167, 232, 322, 447, 622, 1200)
