@@ -127,8 +127,19 @@ CONFIGS: dict[str, tuple[str | Callable[[dict[str, Any]], Any], str]] = {
     "not text": ("\udcff\udcfe", "config.json is not JSON"),
     "empty": ("", "config.json is not JSON"),
     "another library's": (
-        lambda config: {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"},
-        "config.json is not an interp config: it names no architecture",
+        lambda config: {"architectures": ["MT5ForSpeech"], "model_type": "mt5"},
+        "architectures names 'MT5ForSpeech'.* is no causal language model of transformers",
+    ),
+    "another library's, with our weights": (
+        lambda config: {
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            "n_layer": 1,
+            "n_embd": 8,
+            "n_head": 2,
+            "vocab_size": 9,
+        },
+        "the weights are not this config's: missing keys lm_head.weight, transformer",
     ),
     "a list": (lambda config: [config], "config.json is not an interp config"),
     "architecture is a list": (
