@@ -191,6 +191,7 @@ ON_RANDOM_TOKENS = {
     "induction_score",
     "repeated_sequence_loss",
     "second_copy_loss",
+    *("mqar", "without", "interchange", "ngrams"),  # all of docs/recall.md
     "ablation_effect",  # of induction scores, in smeared-keys and composition
 }
 

@@ -68,8 +68,9 @@ def mqar_tokens(
 
         i^(power - 1)
 
-    so that most keys are asked for soon, and a few much later; `power=1` is uniform. The key stands
-    in its slot's first position. The second, where its value would stand, holds filler as all other
+    so that most keys are asked for soon, and a few much later; `power=1` is uniform. As pairs draw
+    in their order, the first are asked for somewhat sooner, unless it is uniform. The key stands in
+    its slot's first position. The second, where its value would stand, holds filler as all other
     positions do: nothing but the pair itself says what a key's value is. Keys of a sequence are
     distinct, and so are its values. Keys, values and fillers come from the first, the second and
     the last third of the tokens that may be drawn, in the order of their numbers.
