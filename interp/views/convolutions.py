@@ -240,20 +240,27 @@ class Layers:
 @contextmanager
 def passed_over(blocks: Iterable[nn.Module]) -> Iterator[None]:
     """Inside, these layers let the stream pass, and compute nothing."""
-    before = {block: vars(block).get("forward") for block in blocks}
+    with run_as(dict.fromkeys(blocks, stream_of)):
+        yield
+
+
+@contextmanager
+def run_as(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Inside, these functions stand for what modules compute."""
+    before = {module: vars(module).get("forward") for module in forwards}
     try:
-        for block in before:
-            vars(block)["forward"] = _stream_of
+        for module, forward in forwards.items():
+            vars(module)["forward"] = forward
         yield
     finally:
-        for block, forward in before.items():
+        for module, forward in before.items():
             if forward is None:
-                vars(block).pop("forward", None)
+                vars(module).pop("forward", None)
             else:
-                vars(block)["forward"] = forward
+                vars(module)["forward"] = forward
 
 
-def _stream_of(*args: Any, **kwargs: Any) -> Tensor:
+def stream_of(*args: Any, **kwargs: Any) -> Tensor:
     """The stream that a layer is called with."""
     return next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim == 3)
 

@@ -15,7 +15,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from interp.models.linear import FrozenNorm, maybe_wide
@@ -295,6 +295,21 @@ def added_up(x: Tensor, tree: Tree, sums: Sums) -> tuple[Tensor, ...]:
 def hides(mask: Tensor) -> Tensor:
     """Which keys an additive mask hides: the least number there is, or -inf, is added to them."""
     return mask <= torch.finfo(mask.dtype).min / 2
+
+
+def sees(mask: Tensor | None, is_causal: bool, n_pos: int) -> Bool[Tensor, "query key"]:
+    """Which keys attention with these arguments lets any head of any sequence see."""
+    seen = torch.ones(n_pos, n_pos, dtype=torch.bool)
+    seen = seen.tril() if is_causal else seen
+    if mask is None:
+        return seen
+    shown = mask if mask.dtype == torch.bool else ~hides(mask)
+    shown = (
+        shown.expand(*shown.shape[:-2], n_pos, n_pos).flatten(0, -3)
+        if shown.ndim > 2
+        else shown[None]
+    )
+    return seen & shown.any(0).cpu()
 
 
 def visible_bias(mask: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The view of a wrapped module: what was read from its run, in the words of a description."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any
 
@@ -13,11 +14,13 @@ from interp.models.hooks import undisturbed
 from interp.models.layers.gated_conv import LinearGatedConv
 from interp.models.linear import Channel, FrozenNorm, LinearChannel, wide
 from interp.models.shapes import Logits, Stream, Tokens
+from interp.views.convolutions import Layers, run_as, stream_of
 from interp.views.foreign import ForeignView
+from interp.views.interception import ATTENTION, Interception
 from interp.views.measured import Measured, MeasuredChannel, Normalised
 from interp.views.plan import Attends, Gated
-from interp.views.running import Hook
-from interp.views.trace import norm_scale, plain_norm
+from interp.views.running import EverythingCaptured, Hook
+from interp.views.trace import norm_scale, plain_norm, sees
 from interp.views.wrapping import WrappedModel
 
 
@@ -81,6 +84,45 @@ class WrappedView(ForeignView):
     def _run(self, tokens: Tokens, hooks: Sequence[Hook], return_type: str | None) -> Any:
         with self.running():
             return self.model.run_with_hooks(tokens, fwd_hooks=list(hooks), return_type=return_type)
+
+    def _measured_visibility(self, n_pos: int) -> dict[int, Tensor]:
+        """From the masks that its layers attend with; what can be passed over is not computed."""
+        visible: dict[int, Tensor] = {}
+        layers, passes = Layers(self._blocks), self.starts_anywhere
+
+        def attend(**arguments: Any) -> Tensor:
+            if (layer := layers.running) in self.heads:
+                mask, is_causal = arguments.get("attn_mask"), arguments.get("is_causal", False)
+                visible[layer] = sees(mask, is_causal, n_pos)
+                if passes or len(visible) == len(self.heads):
+                    raise EverythingCaptured
+            return ATTENTION(**arguments)
+
+        def until_it_attends(forward: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                with suppress(EverythingCaptured):
+                    return forward(*args, **kwargs)
+                return stream_of(*args, **kwargs)
+
+            return run
+
+        last = max(self.heads, default=0)  # above it nothing runs
+        instead = {
+            block: until_it_attends(block.forward) if layer in self.heads else stream_of
+            for layer, block in enumerate(self._blocks[:last])
+        }
+        tokens = self._place(torch.full((1, n_pos), self._ordinary_token))
+        with (
+            self.running(),
+            self.model.ready(),
+            run_as(instead if passes else {}),
+            layers.followed(),
+            Interception({ATTENTION: attend}),
+            suppress(EverythingCaptured),
+        ):
+            self.model.original_model(tokens, **self.model.arguments)
+        self._refuse_silence(sorted(set(self.heads) - set(visible)))
+        return visible
 
     def causal(self, layer: int) -> bool:
         """As the layer attends."""

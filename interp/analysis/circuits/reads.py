@@ -146,12 +146,14 @@ def read_heads(
     heads: Collection[HeadMaps],
     tokens: Tokens | None = None,
     frequencies: Float[Tensor, " vocab"] | None = None,
+    captured: Mapping[str, Tensor] | None = None,
 ) -> dict[str, HeadReads]:
     """What several heads read, by label; what lies below a layer is computed once."""
     found: dict[str, HeadReads] = {}
     for layer in by_layer(heads).values():
         n_pos = 0 if tokens is None else tokens.shape[1]
-        below = _Below.of(layer[0], mean_scales(layer, tokens, frequencies), n_pos)
+        scales = mean_scales(layer, tokens, frequencies, captured)
+        below = _Below.of(layer[0], scales, n_pos)
         for head in layer:
             found[head.label] = {c: below.read(way) for c, way in head.routes.items()}
     return found
@@ -201,6 +203,7 @@ def mean_scales(
     heads: HeadMaps | Sequence[HeadMaps],
     tokens: Tokens | None = None,
     frequencies: Float[Tensor, " vocab"] | None = None,
+    captured: Mapping[str, Tensor] | None = None,
 ) -> MeanScales:
     """Mean factors over tokens; without, what the embedding under unigram frequencies implies.
 
@@ -208,6 +211,7 @@ def mean_scales(
         heads: one, or several of one layer.
         tokens: `[batch pos]`.
         frequencies: of tokens, where there are none.
+        captured: the activations of these tokens at the factors' hook points, if they are known.
 
     Raises:
         ValueError: nothing is known of the stream without tokens; or tokens where nobody needs
@@ -229,7 +233,7 @@ def mean_scales(
     if tokens is not None:
         # A gate is between two tokens: that of the longest lag needs both.
         viewed.check_tokens(tokens, at_least=max(way.lags for way in ways) if gated else 1)
-        return MeanScales(_means(viewed, factors.values(), tokens), "tokens")
+        return MeanScales(_means(viewed, factors.values(), tokens, captured), "tokens")
     if gated:
         raise ValueError(
             f"{head.label} reads through a gated convolution, whose gates depend on the tokens. "
@@ -249,12 +253,19 @@ def mean_scales(
     return MeanScales(unknown, "1: a common factor, left out")
 
 
-def _means(viewed: View, factors: Iterable[Freezing], tokens: Tokens) -> Frozen:
+def _means(
+    viewed: View,
+    factors: Iterable[Freezing],
+    tokens: Tokens,
+    captured: Mapping[str, Tensor] | None = None,
+) -> Frozen:
     factors, totals, counts = tuple(factors), dict[str, Factor](), dict[str, Factor]()
-    for some in tokens.split(max(1, TOKENS_AT_ONCE // tokens.shape[1])):
-        captured = activations(viewed, some, [factor.hook for factor in factors])
+    hooks = [factor.hook for factor in factors]
+    some_at_once = tokens.split(max(1, TOKENS_AT_ONCE // tokens.shape[1]))
+    computed = (activations(viewed, some, hooks) for some in some_at_once)
+    for found in computed if captured is None else [captured]:
         for factor in factors:
-            activation, name = captured[factor.hook], factor.name
+            activation, name = found[factor.hook], factor.name
             totals[name] = totals.get(name, 0.0) + factor.total(activation)
             counts[name] = counts.get(name, 0.0) + factor.count(activation)
     means = {name: total / counts[name] for name, total in totals.items()}

@@ -110,7 +110,11 @@ def lag_circuits(
         also = ", or use lag_pair_shares for many"
         check_one_sequence(viewed, tokens, LONGEST, "scores are split", also)
     viewed.check_finite()
-    queries, keys, values = read_heads([maps], tokens)[head].values()
+    captured = None
+    if tokens is not None:
+        names = [*maps.hooks, *maps.bias_hooks, maps.attending.pattern]
+        captured = activations(viewed, tokens, names)
+    queries, keys, values = read_heads([maps], tokens, captured=captured)[head].values()
     W_O, scale = maps.W_O, maps.attending.scale
     pairs = {
         (i, j): FactoredMatrix(maps.turned(query, distance) * scale, key.T)
@@ -118,7 +122,7 @@ def lag_circuits(
         for j, key in enumerate(keys.maps)
     }
     ov = {j: FactoredMatrix(value, W_O) for j, value in enumerate(values.maps)}
-    on_tokens = () if tokens is None else _on_sequence(maps, tokens)
+    on_tokens = () if tokens is None or captured is None else _on_sequence(maps, tokens, captured)
     return LagCircuits(head, distance, queries, keys, values, pairs, ov, *on_tokens)
 
 
@@ -309,10 +313,11 @@ def _shares_of(
     return parts / deviations.square().sum((1, 2))[:, None, None]
 
 
-def _on_sequence(head: HeadMaps, tokens: Tokens) -> tuple[Result, Result]:
+def _on_sequence(
+    head: HeadMaps, tokens: Tokens, captured: Mapping[str, Tensor]
+) -> tuple[Result, Result]:
     """The parts of every pair of terms in the scores, and of every value term in the output."""
     viewed, attending = head.viewed, head.attending
-    captured = activations(viewed, tokens, [*head.hooks, *head.bias_hooks, attending.pattern])
     q, k, v = (Split.of(way, attending, captured) for way in head.routes.values())
     scores = torch.einsum("qid,kjd->ijqk", q.terms[0], k.terms[0]) * attending.scale
     query_names, key_names = q.names, k.names
