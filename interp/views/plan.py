@@ -175,6 +175,19 @@ class Plan:
     d_vocab: int
 
 
+def check_layers_ran(model: nn.Module, blocks: Sequence[nn.Module], seen: Trace) -> None:
+    """Refuse a list of modules that are not all run.
+
+    Raises:
+        ValueError: some did not.
+    """
+    if len(seen.layers) < len(blocks):
+        raise ValueError(
+            f"{type(model).__name__}: of the {len(blocks)} modules in its list of layers "
+            f'{len(seen.layers)} ran; say which are its layers: wrap(model, layers="...")'
+        )
+
+
 def read_plan(
     model: nn.Module, blocks: Sequence[nn.Module], seen: Trace, backwards: Tensor, d_vocab: int
 ) -> Plan:
@@ -188,11 +201,6 @@ def read_plan(
         d_vocab: the number of tokens.
     """
     name = type(model).__name__
-    if len(seen.layers) < len(blocks):
-        raise ValueError(
-            f"{name}: of the {len(blocks)} modules in its list of layers {len(seen.layers)} ran; "
-            'say which are its layers: wrap(model, layers="...")'
-        )
     if by_hand := [
         n for n, layer in enumerate(seen.layers) if layer.by_hand and not layer.of(AttentionCall)
     ]:

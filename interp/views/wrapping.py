@@ -23,7 +23,15 @@ from interp.models.linear import FrozenNorm, later
 from interp.models.shapes import Stream, Tokens
 from interp.views.convolutions import ConvCall, Convolution, LagPoints, Layers
 from interp.views.interception import ATTENTION, CONV, LINEAR, Interception, module_hooks
-from interp.views.plan import LayerPlan, NormBehind, Plan, read_plan, sites_of
+from interp.views.plan import (
+    Attends,
+    LayerPlan,
+    NormBehind,
+    Plan,
+    check_layers_ran,
+    read_plan,
+    sites_of,
+)
 from interp.views.running import EverythingCaptured
 from interp.views.trace import (
     N_TOKENS,
@@ -166,6 +174,7 @@ class WrappedModel(HookedRootModule):
         blocks = self._layer_modules
         with undisturbed(self.original_model), torch.enable_grad(), self._run_config.used():
             seen = trace(self.original_model, blocks, tokens, self._logits_of)
+            check_layers_ran(self.original_model, blocks, seen)
             backwards = self.entering(tokens.flip(1))
             return read_plan(self.original_model, blocks, seen, backwards, d_vocab)
 
@@ -209,7 +218,7 @@ class WrappedModel(HookedRootModule):
             names += [f"{name}.hook_scale" for name in layer.norms]
             if layer.attends is not None:
                 names += [f"attn.hook_{x}" for x in ("q", "k", "v", "z", "attn_scores", "pattern")]
-                names += ["attn.hook_score_bias"]
+                names += ["attn.hook_score_bias"] if layer.attends.has_bias else []
                 norms = layer.attends.norms_behind
                 names += [f"attn.hook_{x}_factor" for norm in norms for x in norm.channels]
             for name in dict.fromkeys(names):
@@ -476,9 +485,11 @@ class _Pass:
             for name, x in (("k", key), ("v", value))
         )
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-        names = ("attn_scores", "pattern", "score_bias")
-        if any(self.point(f"attn.hook_{name}").is_listened_to() for name in names):
-            z = self._spelled_out(q, k, v, attn_mask, is_causal, scale)
+        prefix = f"blocks.{running}.attn.hook_"
+        if any(
+            f"{prefix}{name}" in self.hooked for name in ("attn_scores", "pattern", "score_bias")
+        ):
+            z = self._spelled_out(attends, q, k, v, attn_mask, is_causal, scale)
         else:
             z = ATTENTION(q, k, v, attn_mask, dropout_p, is_causal, scale=scale)
         return self._by_head("hook_z", z)
@@ -488,6 +499,7 @@ class _Pass:
 
     def _spelled_out(
         self,
+        attends: Attends,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -505,7 +517,8 @@ class _Pass:
             scores = scores.masked_fill(~mask, -torch.inf)
         elif mask is not None:
             bias = visible_bias(mask).to(dtype).expand_as(scores)
-            bias = self.point("attn.hook_score_bias")(bias)
+            if attends.has_bias:
+                bias = self.point("attn.hook_score_bias")(bias)
             scores = (scores + bias).masked_fill(hides(mask), -torch.inf)
         pattern = self.point("attn.hook_pattern")(
             self.point("attn.hook_attn_scores")(scores).softmax(-1).nan_to_num()

@@ -177,7 +177,7 @@ class Own(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits."""
-        x = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
+        x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1]))
         for layer in self.layers:
             x = layer(x)
         return self.head(self.norm(x))

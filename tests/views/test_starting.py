@@ -45,7 +45,7 @@ def test_layers_below_a_change_do_not_run_and_no_answer_moves(kind, number):
     ask()  # whatever is found out about a model once is known now
 
     def asked():
-        """What is asked, and how much ran for it: more than for the masks, which every view reads."""
+        """The answer, and how much ran for it, the masks aside that every view reads."""
         answer, calls = counter.during(ask)
         return answer, calls - counter.during(partial(view(model).causal, 0))[1]
 
