@@ -497,7 +497,7 @@ def _parts(viewed: View, layer: int) -> Iterator[Component]:
         lags.setdefault(one.lag or 0, []).append(site)
     for lag, sites in lags.items():
         if (label := f"L{layer}.lag{lag}") not in labels or len(sites) > 1:
-            yield Component(label, "lag", layer, lag, tuple(sites), True)
+            yield Component(label, "layer.lag", layer, lag, tuple(sites))
 
 
 def _whole(writer: Writer) -> Site:

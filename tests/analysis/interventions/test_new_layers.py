@@ -105,7 +105,11 @@ def test_lags_behind_a_map(model, tokens):
         by_hand.effect(model, tokens, by_hand.put(LAGS, (WHOLE, lag), 0.0)).mean()
         for lag in range(N_LAGS)
     ]
-    np.testing.assert_allclose(effects(model, tokens, "lags"), expected, rtol=1e-9)
+    keys = [
+        by_hand.effect(model, tokens, by_hand.put(KEYS, (WHOLE, lag), 0.0)).mean()
+        for lag in range(2)
+    ]  # of all heads: the layer's own lags
+    np.testing.assert_allclose(effects(model, tokens, "lags"), [*expected, *keys], rtol=1e-9)
     both = by_hand.put(LAGS, (WHOLE, [0, 2]), 0.0)
     joined = effects(model, tokens, "L0.lag0+L0.lag2")
     np.testing.assert_allclose(joined, by_hand.effect(model, tokens, both).mean(), rtol=1e-9)
