@@ -14,6 +14,7 @@ from interp.models.hooks import undisturbed, without_hooks
 from interp.models.shapes import Logits, Scores, Stream, Tokens
 from interp.views.convolutions import Layers, started
 from interp.views.entries import Entries, entries_of
+from interp.views.interception import apart
 from interp.views.outputs import NoOutputs, Outputs, OutputsOfLogits, at_positions
 from interp.views.protocol import ReadEntries, ReadHook, View
 from interp.views.running import Hook, Start
@@ -52,7 +53,7 @@ class ForeignView(View):
         Not where a layer gives more than the stream, or reads what others below it have kept.
         """
         if self.model not in _can_start:
-            with without_hooks(self.model):
+            with apart(), without_hooks(self.model):
                 _can_start[self.model] = self._starts_alike()
         return _can_start[self.model]
 
@@ -117,7 +118,7 @@ class ForeignView(View):
             return torch.zeros_like(query)
 
         tokens = torch.full((1, n_pos), self._ordinary_token)
-        with without_hooks(self.model):
+        with apart(), without_hooks(self.model):
             self.read_attention(tokens, read, hooks=[(name, silence) for name in self._query_hooks])
         return visible
 

@@ -8,6 +8,7 @@ builds on them has to check that they were called.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -30,6 +31,24 @@ _ARGUMENTS: Mapping[Any, Sequence[str]] = {
 }
 
 
+_depth: ContextVar[int] = ContextVar("_depth", default=0)
+"""How many runs, each within a hook of the one before, are on their way."""
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Inside, whatever was taken up outside is not: for a run within a hook of another run.
+
+    A model may have to be run to answer for itself while it is running. The run that waits has its
+    hooks on the same modules and must not take what happens there for its own.
+    """
+    token = _depth.set(_depth.get() + 1)
+    try:
+        yield
+    finally:
+        _depth.reset(token)
+
+
 class Interception(TorchFunctionMode):
     """Inside, calls of these functions go to handlers, with all arguments by their names.
 
@@ -42,12 +61,15 @@ class Interception(TorchFunctionMode):
     def __init__(self, handlers: Mapping[Any, Handler], exact: bool = False):
         super().__init__()
         self.handlers, self.exact = handlers, exact
+        self._depth = _depth.get()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """PyTorch's protocol."""
         kwargs = kwargs or {}
+        if self._depth != _depth.get():
+            return func(*args, **kwargs)
         handler = self.handlers.get(func)
         if handler is not None:
             return handler(**dict(zip(_ARGUMENTS[func], args, strict=False)), **kwargs)
@@ -82,12 +104,17 @@ def module_hooks(
     after: Mapping[nn.Module, Callable[..., Any]] | None = None,
 ) -> Iterator[None]:
     """Inside, functions are called before and after modules run, with keyword arguments too."""
+    depth = _depth.get()
+
+    def there(hook: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: hook(*args) if _depth.get() == depth else None
+
     handles = [
-        module.register_forward_pre_hook(hook, with_kwargs=True)
+        module.register_forward_pre_hook(there(hook), with_kwargs=True)
         for module, hook in (before or {}).items()
     ]
     handles += [
-        module.register_forward_hook(hook, with_kwargs=True)
+        module.register_forward_hook(there(hook), with_kwargs=True)
         for module, hook in (after or {}).items()
     ]
     try:

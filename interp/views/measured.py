@@ -39,7 +39,7 @@ from interp.models.linear import (
 )
 from interp.models.shapes import Heads
 from interp.views.convolutions import Layers, passed_over
-from interp.views.interception import ATTENTION, Interception, module_hooks
+from interp.views.interception import ATTENTION, Interception, apart, module_hooks
 from interp.views.wrapping import WrappedModel
 
 BEYOND = 2
@@ -347,8 +347,10 @@ class Measured:
             x = (shown[channel] - still[channel]).unflatten(0, (4, apart))
             x = x[:, rows.to(x.device), torch.arange(n_pos)]  # vector, pos, head, d_head
             moved[channel] = x.transpose(1, 2).flatten(0, 1).double()
-        turning = _fitted(moved["k"])
-        if turning is None or not _agrees(turning, moved["q"]):
+        # Both at once: a channel in which keys are zero may be one in which queries are not.
+        sizes = {name: x.abs().amax().clamp_min(1e-30) for name, x in moved.items()}
+        turning = _fitted(torch.cat([x / sizes[name] for name, x in moved.items()]))
+        if turning is None:
             raise ValueError(
                 self._refusal(
                     "positions change its queries and keys in another way than by turning pairs of "
@@ -419,7 +421,12 @@ class Measured:
         model, plain = self.model, self.model.plan.gives_tensor
         lower = zip(model._layer_modules[: self.layer], plain, strict=False)
         below = [block for block, one in lower if one]  # what they would write is put aside anyhow
-        with undisturbed(model), torch.set_grad_enabled(n.requires_grad), model.ready():
+        with (
+            apart(),
+            undisturbed(model),
+            torch.set_grad_enabled(n.requires_grad),
+            model.ready(),
+        ):
             try:
                 with (
                     passed_over(below),
@@ -461,7 +468,9 @@ def _fitted(x: Float[Tensor, "vector pos d_head"]) -> Turning | None:
             (range(0, n, 2), range(1, n, 2)),
         ):
             pair = torch.complex(x[..., list(first)], x[..., list(second)])
-            by = (pair * pair[:, :1].conj()).sum(0) / pair[:, :1].abs().square().sum(0)
+            length = pair[:, :1].abs().square().sum(0)
+            by = (pair * pair[:, :1].conj()).sum(0) / length
+            by = torch.where(length > 0, by, torch.ones_like(by))  # nothing is there to turn
             turning = Turning(tuple(first), tuple(second), by)
             if _agrees(turning, x):
                 return turning

@@ -307,9 +307,15 @@ def _is_scale(event: ModuleCall, heads_first: bool) -> bool:
 
     Of twice the input it has to make the same: of inputs so large that nothing under a root counts.
     """
-    ratio = (event.out / event.input).detach().double()
-    ratio = ratio.transpose(1, 2) if heads_first else ratio
-    ratio = ratio.flatten(0, 1) / ratio.square().mean(-1, keepdim=True).sqrt().flatten(0, 1)
+    given, made = (
+        (x.transpose(1, 2) if heads_first else x).detach().double().flatten(0, 1)
+        for x in (event.input, event.out)
+    )
+    live = (given != 0).any(0)  # by head and channel: what is always 0 says nothing
+    if bool((made != 0).logical_and(~live).any()):
+        return False
+    ratio = torch.where(live, made / given, 0.0)
+    ratio = ratio / ratio.square().mean(-1, keepdim=True).sqrt()
     ratio = ratio[ratio.isfinite().all(-1).all(-1)]  # padding may be embedded as 0
     if len(ratio) < 2 or float((ratio - ratio[:1]).abs().amax()) > 10 * ROUNDING:
         return False

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from interp.models.description import of_layer
 from interp.models.hooks import without_hooks
+from interp.views.interception import apart
 from interp.views.running import Running
 
 N_TOKENS = 8
@@ -61,7 +62,7 @@ def _measured(viewed: Running) -> Sums:
     names = {f"blocks.{layer}.hook_resid_{end}" for layer in layers for end in ("pre", "post")}
     names |= {writer.hook for writer in viewed.writers}
     names |= {f"blocks.{layer}.attn.hook_z" for layer in viewed.heads}
-    with without_hooks(viewed.model):  # the description is of the model alone
+    with apart(), without_hooks(viewed.model):  # the description is of the model alone
         found = _captured(viewed, tokens, names)
         sums = Sums()
         for layer in (-1, *layers):

@@ -16,7 +16,7 @@ from interp.models.linear import Channel, FrozenNorm, LinearChannel, wide
 from interp.models.shapes import Logits, Stream, Tokens
 from interp.views.convolutions import Layers, run_as, stream_of
 from interp.views.foreign import ForeignView
-from interp.views.interception import ATTENTION, Interception
+from interp.views.interception import ATTENTION, Interception, apart
 from interp.views.measured import Measured, MeasuredChannel, Normalised
 from interp.views.plan import Attends, Gated
 from interp.views.running import EverythingCaptured, Hook
@@ -113,6 +113,7 @@ class WrappedView(ForeignView):
         }
         tokens = self._place(torch.full((1, n_pos), self._ordinary_token))
         with (
+            apart(),
             self.running(),
             self.model.ready(),
             run_as(instead if passes else {}),

@@ -22,7 +22,7 @@ from interp.models.lens_config import LensConfig
 from interp.models.linear import FrozenNorm, later
 from interp.models.shapes import Stream, Tokens
 from interp.views.convolutions import ConvCall, Convolution, LagPoints, Layers
-from interp.views.interception import ATTENTION, CONV, LINEAR, Interception, module_hooks
+from interp.views.interception import ATTENTION, CONV, LINEAR, Interception, apart, module_hooks
 from interp.views.plan import (
     Attends,
     LayerPlan,
@@ -188,6 +188,7 @@ class WrappedModel(HookedRootModule):
 
         with (
             suppress(EverythingCaptured),
+            apart(),
             self.ready(),
             Layers(self._layer_modules, keep).followed(),
         ):

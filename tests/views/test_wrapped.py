@@ -294,6 +294,37 @@ def test_a_module_is_left_as_it_was_when_a_hook_raises(kind):
     torch.testing.assert_close(wrapped(TEXT), interp.wrap(module_of(kind))(TEXT))
 
 
+@pytest.mark.parametrize("kind", ["own", "lfm2", "inkling", "zaya"])
+def test_a_module_answers_for_itself_while_it_runs(kind):
+    """Whatever is found out by a run of its own within a hook of another does not disturb that."""
+    tokens = text()
+    with torch.no_grad():
+        expected, cache = interp.wrap(module_of(kind)).run_with_cache(tokens)
+    layer = max(view(interp.wrap(module_of(kind))).heads)
+
+    def asking(x, hook):
+        viewed = view(asked)
+        viewed.sublayers(layer)[0].attending.channel(1, "k")
+        assert viewed.visible(layer, 9).any()
+        sums_of(viewed)
+        viewed.starts_anywhere  # noqa: B018 - is found out
+        if viewed.starts_from_tables:
+            assert viewed.embedding.shape == (D_VOCAB, viewed.plan.d_model)
+
+    points = ("hook_resid_pre", "ln1.hook_scale", "attn.hook_q", "attn.hook_attn_scores")
+    for name in (f"blocks.{layer}.{point}" for point in points):
+        asked, found = interp.wrap(module_of(kind)), {}
+
+        def keep(x, hook, found=found):
+            found[hook.name] = x
+
+        hooks = [(name, asking), *((every, keep) for every in cache)]
+        with torch.no_grad():
+            logits = asked.run_with_hooks(tokens, fwd_hooks=hooks)
+        assert torch.equal(logits, expected)
+        assert all(torch.equal(found[every], cache[every]) for every in cache)
+
+
 # ------------------------------------------------------------------------------------- refusals
 
 

@@ -192,8 +192,8 @@ def heads_that_read_back(viewed: View, past_mlps: bool = True) -> dict[str, Head
     if not back:
         raise ValueError(
             f"{viewed.name} has {len(heads)} heads, and none reads an earlier token through "
-            "its weights: none lies directly above a convolution of two or more lags, and no keys "
-            "are smeared"
+            "its weights: none lies directly above a convolution of two or more lags that is "
+            "linear with its gates and norms held, and no keys are smeared"
         )
     return back
 
@@ -208,9 +208,11 @@ def check_reads_back(head: HeadMaps) -> None:
     if head.reads_back:
         return
     refuse_unread(head.viewed)
-    convs = [layer for layer in head.viewed.lags if layer < head.source]
+    convolved = {*head.viewed.lags, *filter(head.viewed.taps, range(head.viewed.n_layers))}
+    convs = sorted(layer for layer in convolved if layer < head.source)
     why = (
-        f"between it and the convolution in layer {convs[-1]} lies a layer that is not linear"
+        f"the convolution in layer {convs[-1]}, or what lies between the two, is not linear with "
+        "gates and norms held"
         if convs
         else "no convolution with two or more lags lies below it, and its keys are not smeared"
     )

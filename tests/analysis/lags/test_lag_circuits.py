@@ -364,7 +364,7 @@ def test_refusals_come_before_any_work():
             refused(plain, "L0H0")
     with pytest.raises(ValueError, match="none reads an earlier token"):
         lag_pair_shares(plain, zoo.tokens(d_vocab=9))
-    with pytest.raises(ValueError, match="a layer that is not linear"):
+    with pytest.raises(ValueError, match="what lies between the two, is not linear"):
         lag_circuits(readers.build("deep"), "L4H0")
     with pytest.raises(ValueError, match="outside the vocabulary"):
         lag_pair_shares(model, zoo.tokens() + 100)
