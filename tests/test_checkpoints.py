@@ -11,10 +11,12 @@ import interp
 from interp.models.hub import bundled
 from interp.results.result import rounded
 from interp.training import Recipe
+from interp.training.loss import NextTokenLoss
+from interp.views import WrappedModel
 
-FLOOR = {"conv-attn": 0.6, "smeared-attn": 0.5, "attn-attn": 0.5}
+FLOOR = {"conv-attn": 0.6, "smeared-attn": 0.5, "attn-attn": 0.5, "inkling": 0.5}
 """What the best head's induction score is at least."""
-DROP = {"conv-attn": 3, "smeared-attn": 4, "attn-attn": 2}
+DROP = {"conv-attn": 3, "smeared-attn": 4, "attn-attn": 2, "inkling": 4}
 """What the second copy costs less than the first at least, in nats."""
 CONTROL = "attn"
 
@@ -66,7 +68,8 @@ def test_none_formed_in_the_control():
 def test_its_untrained_twin_is_at_chance(name: str):
     recipe = Recipe.load(name)
     untrained = interp.load(name).tokenizer
-    scores = interp.induction_score(recipe.build(len(untrained), untrained))
+    twin = NextTokenLoss.of(recipe.build(len(untrained), untrained)).analysable
+    scores = interp.induction_score(twin)
     # Positions alone tilt attention a little before any training: to near tokens, or far ones.
     assert scores.values == pytest.approx(scores.chance, abs=0.01)
 
@@ -94,6 +97,8 @@ def test_the_recipe_beside_it_is_the_one_that_ships(name: str, directory: Path):
 
 def test_text_goes_in_and_comes_out(name: str):
     model = interp.load(name)
+    if isinstance(model, WrappedModel):
+        pytest.skip("it reads tokens, and its own class generates: tests/models/test_hub.py")
     assert (
         model.to_string(model.to_tokens("Return the number", prepend_bos=False)[0])
         == "Return the number"

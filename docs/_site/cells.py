@@ -5,14 +5,19 @@ names of its session. Under its source stands what it printed, then the value of
 `raises="ValueError"` it has to raise that error, whose message is shown instead; any other error
 fails a strict build. `quiet="true"` leaves out what it printed. A block without `source` runs in
 the same session, and what it prints is Markdown.
+
+A page that says `notebook: examples/NAME.py` in its front matter is that notebook, in percent
+format: its cells of Markdown are text, and its cells of code are such blocks.
 """
 
 import ast
 import html
+import re
 import traceback
 from contextlib import redirect_stdout
 from functools import partial
 from io import StringIO
+from pathlib import Path
 from pprint import pformat
 from typing import Any
 
@@ -22,6 +27,9 @@ from markdown_exec import ExecutionError, base_format, code_block, formatters
 
 from interp.plots.attention import AttentionView
 
+CELL = re.compile(r"^# %%( \[markdown\])?\n", re.MULTILINE)
+"""What begins a cell."""
+
 _sessions: dict[str, dict[str, Any]] = {}
 
 
@@ -30,10 +38,23 @@ def on_startup(command: str, dirty: bool) -> None:
     formatters["python"] = _format
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """A page begins with a fresh session, so that `mkdocs serve` shows what a build shows."""
     _sessions.clear()
-    return markdown
+    notebook = page.meta.get("notebook")
+    return markdown if notebook is None else page_of(Path(notebook))
+
+
+def page_of(notebook: Path) -> str:
+    """A notebook in percent format as the Markdown of a page."""
+    cells = CELL.split(notebook.read_text(encoding="utf-8"))[1:]
+    kinds, texts = cells[::2], (cell.strip() for cell in cells[1::2])
+    return "\n\n".join(
+        re.sub(r"^# ?", "", text, flags=re.MULTILINE)
+        if kind
+        else f'```python exec="true" source="above" session="notebook"\n{text}\n```'
+        for kind, text in zip(kinds, texts, strict=True)
+    )
 
 
 def _format(**options: Any) -> str:

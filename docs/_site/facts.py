@@ -92,10 +92,12 @@ def over_seeds(values: Sequence[float], digits: int = 2) -> str:
 
 
 def reference_models() -> str:
-    """The bundled checkpoints side by side, as measured when they were trained."""
-    from interp.models import available
+    """The bundled checkpoints of our own side by side, as measured when they were trained."""
+    from interp.models.hub import bundled
+    from interp.models.hugging_face import is_saved_in
 
-    numbers = {name: measured(name) for name in available()}
+    ours = [name for name, directory in bundled().items() if not is_saved_in(directory)]
+    numbers = {name: measured(name) for name in ours}
     rows = [
         [label, *(form.format(numbers[name][key]) for name in numbers)]
         for label, (key, form) in MEASURES.items()
